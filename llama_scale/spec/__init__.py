@@ -1,0 +1,1 @@
+"""What the user asks: the YAML spec as frozen pydantic models."""

@@ -1,0 +1,36 @@
+"""Sections ``train``, ``validation`` and ``restart``: how long, how checked, what after a fault."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from llama_scale.spec.base import NonNegativeInt, PositiveInt, Section
+
+
+class Train(Section):
+    """Length of the training: exactly one of steps and tokens."""
+
+    steps: PositiveInt | None = Field(None, description="Optimizer steps.")
+    tokens: PositiveInt | None = Field(None, description="Token budget; steps = ceil(tokens / tokens per step).")
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="A loss or gradient norm that is not finite: stop with the step named, or skip the update."
+    )
+    max_skipped: PositiveInt = Field(10, description="With on_nan: skip, consecutive skipped steps before stopping.")
+    timeout_s: PositiveInt = Field(600, description="Process-group timeout: a collective that takes longer fails.")
+
+
+class Validation(Section):
+    """Validation loss during training, on the validation split."""
+
+    every_steps: PositiveInt = Field(description="Steps between evaluations.")
+    batches: PositiveInt = Field(10, description="Global batches per evaluation.")
+
+
+class Restart(Section):
+    """What happens when a rank fails."""
+
+    max: NonNegativeInt = Field(0, description="Restarts from the newest complete checkpoint before giving up.")
+    only_if_progress: bool = Field(True, description="Do not restart twice from the same checkpoint.")
+    min_nodes: PositiveInt | None = Field(None, description="Go on with fewer hosts, at least this many.")
