@@ -27,14 +27,11 @@ class Box:
         """Return the common part, or None if there is none."""
         offset = tuple(max(a, b) for a, b in zip(self.offset, other.offset, strict=True))
         stop = tuple(
-            min(a + n, b + m)
-            for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape, strict=True)
+            min(a + n, b + m) for a, n, b, m in zip(self.offset, self.shape, other.offset, other.shape, strict=True)
         )
         shape = tuple(e - o for o, e in zip(offset, stop, strict=True))
         return Box(offset, shape) if all(n > 0 for n in shape) else None
 
     def slices_within(self, outer: Box) -> tuple[slice, ...]:
         """Return the index that selects this box from a tensor that holds ``outer``."""
-        return tuple(
-            slice(o - u, o - u + n) for o, n, u in zip(self.offset, self.shape, outer.offset, strict=True)
-        )
+        return tuple(slice(o - u, o - u + n) for o, n, u in zip(self.offset, self.shape, outer.offset, strict=True))

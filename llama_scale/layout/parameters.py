@@ -76,7 +76,12 @@ def layer_parameters(shape: ModelShape, layer: int) -> tuple[Parameter, ...]:
     )
     return tuple(
         Parameter(
-            name=f"decoder.layers.{layer}.{name}", shape=dims, tp_dim=tp_dim, place="layer", layer=layer, init=init
+            name=f"decoder.layers.{layer}.{name}",
+            shape=dims,
+            tp_dim=tp_dim,
+            place="layer",
+            layer=layer,
+            init=init,
         )
         for name, dims, tp_dim, init in rows
     )
@@ -95,9 +100,7 @@ def iter_parameters(shape: ModelShape) -> Iterator[Parameter]:
         yield Parameter(name=HEAD, shape=table, tp_dim=0, place="head", layer=None, init="normal")
 
 
-def local_box(
-    parameter: Parameter, *, tp_rank: int, tp_size: int, vocab_pad_multiple: int
-) -> Box:
+def local_box(parameter: Parameter, *, tp_rank: int, tp_size: int, vocab_pad_multiple: int) -> Box:
     """Return the part of a logical parameter that one tensor parallel rank holds.
 
     For embedding and head the box has only the rows that exist: a rank whose rows are all padding has a box with 0

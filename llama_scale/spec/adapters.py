@@ -31,7 +31,8 @@ class Mixture(Section):
     """p(x_t | x_<t) = sum_i p(x_t | x_<t, a_i, theta_i) p(a_i | theta_i)."""
 
     weights: Literal["prior", "posterior", "gate"] = Field(
-        "prior", description="prior: token by token; posterior: Bayes over the prefix; gate: a learned router."
+        "prior",
+        description="prior: token by token; posterior: Bayes over the prefix; gate: a learned router.",
     )
     objective: Literal["per_task", "joint", "em"] = Field("per_task", description="What training maximises.")
     gate: Name | None = Field(None, description="Entry point in group llama_scale.gates, for weights: gate.")

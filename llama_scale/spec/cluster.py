@@ -16,7 +16,8 @@ class Cluster(Section):
     devices_per_node: PositiveInt = Field(1, description="GPUs, or CPU processes, of one host.")
     device: Literal["cuda", "cpu"] = Field("cuda", description="cuda with NCCL, or cpu with gloo.")
     profile: Name | None = Field(
-        None, description="Site profile under launch/profiles: GPU type, network, environment (laptop, dgx-h100, ...)."
+        None,
+        description="Site profile under launch/profiles: GPU type, network, environment (laptop, dgx-h100, ...).",
     )
 
     @property

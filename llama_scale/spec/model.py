@@ -46,7 +46,8 @@ class ModelShape(Section):
 
 class _WithInit(Section):
     init_std: PositiveFloat = Field(
-        0.02, description="Standard deviation of initial weights; output projections get it over sqrt(2 x layers)."
+        0.02,
+        description="Standard deviation of initial weights; output projections get it over sqrt(2 x layers).",
     )
     vocab_pad_multiple: PositiveInt = Field(
         128,

@@ -26,7 +26,8 @@ class FullRecompute(Section):
 
     kind: Literal["full"]
     method: Literal["uniform", "block"] = Field(
-        "uniform", description="uniform: groups of `layers` layers; block: the first `layers` layers of each stage."
+        "uniform",
+        description="uniform: groups of `layers` layers; block: the first `layers` layers of each stage.",
     )
     layers: PositiveInt = Field(1, description="See method.")
 

@@ -15,7 +15,8 @@ class Train(Section):
     steps: PositiveInt | None = Field(None, description="Optimizer steps.")
     tokens: PositiveInt | None = Field(None, description="Token budget; steps = ceil(tokens / tokens per step).")
     on_nan: Literal["stop", "skip"] = Field(
-        "stop", description="A loss or gradient norm that is not finite: stop with the step named, or skip the update."
+        "stop",
+        description="A loss or gradient norm that is not finite: stop with the step named, or skip the update.",
     )
     max_skipped: PositiveInt = Field(10, description="With on_nan: skip, consecutive skipped steps before stopping.")
     timeout_s: PositiveInt = Field(600, description="Process-group timeout: a collective that takes longer fails.")
