@@ -1,0 +1,157 @@
+"""The seam between the training loop and the systems that train: what every engine offers.
+
+The loop, checkpoints and tests know engines only through this protocol, so that Megatron-Core, DeepSpeed and plain
+DDP are interchangeable.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict
+
+import torch
+from torch import nn
+
+from llama_scale.layout.boxes import Box
+
+if TYPE_CHECKING:
+    from llama_scale.plan.run_plan import RunPlan
+    from llama_scale.spec.run import RunSpec
+
+Group = Literal["model", "master", "exp_avg", "exp_avg_sq"]
+"""Kinds of tensors in a checkpoint: weights, their fp32 copies (bf16 runs only) and AdamW's moments."""
+
+
+class MicroBatch(TypedDict):
+    """One forward pass of one data parallel replica; every tensor is ``[micro, seq]``.
+
+    All ranks of a replica (every tp and pp rank) are given the same tensors.
+
+    Keys:
+        tokens: int64 token ids.
+        labels: int64, the token that follows each position; any valid id where ``loss_mask`` is 0.
+        loss_mask: float32 weight of each position in the loss: 1 counts, 0 does not.
+        position_ids: int64 position of each token in its document, for RoPE.
+        documents: int64, present only with ``data.isolate_documents``: tokens attend only to tokens of equal number.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    position_ids: torch.Tensor
+    documents: NotRequired[torch.Tensor]
+
+
+MicroBatches = Sequence[MicroBatch]
+"""This replica's part of one global batch: one entry per accumulation step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """Report one optimizer step; equal on all ranks.
+
+    Args:
+        loss: Mean negative log-likelihood (nats) over the unmasked tokens of the global batch, before the update.
+        grad_norm: Global L2 norm of the gradient before clipping.
+        tokens: Unmasked tokens of the global batch.
+        skipped: The update was left out because loss or gradient norm is not finite; weights are unchanged.
+    """
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPiece:
+    """Describe a part of one logical tensor that this rank holds.
+
+    Args:
+        group: Kind of tensor.
+        name: Name in the table ``layout.parameters.iter_parameters``.
+        global_shape: Shape of the whole logical tensor.
+        box: The part of it this rank's tensor or flat range belongs to.
+        flat_start: First element, in row-major order *inside the box*, of the range held; None: the whole box.
+        tensor: Box-shaped when ``flat_start`` is None, else flat. A view of live memory: copy before the next step.
+        primary: True on exactly one of the ranks that hold equal copies; that rank writes it.
+    """
+
+    group: Group
+    name: str
+    global_shape: tuple[int, ...]
+    box: Box
+    flat_start: int | None
+    tensor: torch.Tensor
+    primary: bool = True
+
+
+class TensorReader(Protocol):
+    """Read boxes of logical tensors out of a checkpoint of any layout (``checkpoint.reader.CheckpointReader``)."""
+
+    def tensors(self, group: str) -> Sequence[str]:
+        """Name the tensors of a group."""
+        ...
+
+    def read(self, group: str, name: str, box: Box | None = None) -> torch.Tensor:
+        """Return one box (default: the whole tensor) in its stored dtype, box-shaped, on the CPU."""
+        ...
+
+
+class Engine(Protocol):
+    """A model on this rank with its optimizer; all methods are collective over the run's ranks unless noted."""
+
+    chunks: list[nn.Module]
+    """This rank's model chunks, bare (no wrapper): one, or ``virtual_stages`` many."""
+
+    step: int
+    """Optimizer updates done so far (AdamW's bias correction counts them); skipped steps do not count."""
+
+    def train_step(self, batch: MicroBatches, lr: float) -> StepResult:
+        """Run forward, backward and one AdamW update at this learning rate."""
+        ...
+
+    def evaluate(self, batch: MicroBatches) -> float:
+        """Return the mean loss over the global batch, forward only."""
+        ...
+
+    def model_pieces(self) -> Iterator[LocalPiece]:
+        """Yield this rank's weights (group ``model``). Not collective."""
+        ...
+
+    def optimizer_pieces(self) -> Iterator[LocalPiece]:
+        """Yield this rank's fp32 masters (bf16 only) and moments. Not collective; zeros before the first step."""
+        ...
+
+    def load(self, reader: TensorReader, *, optimizer: bool, step: int = 0) -> None:
+        """Fill weights (and, with ``optimizer``, masters and moments) from a checkpoint of any layout.
+
+        Args:
+            reader: The checkpoint.
+            optimizer: Load optimizer state too; without it, it starts anew from the loaded weights.
+            step: Optimizer updates behind that state.
+
+        Raises:
+            CheckpointError: A tensor is missing or has another shape than the model's.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free process groups and buffers of the engine; it cannot be used afterwards."""
+        ...
+
+
+_ENGINES = {"megatron": "llama_scale.train.megatron_engine:MegatronEngine"}
+"""Engine kind -> class, imported on first use: DeepSpeed and Megatron-Core each cost seconds."""
+
+
+def make_engine(spec: RunSpec, plan: RunPlan) -> Engine:
+    """Build the spec's engine on this rank with freshly initialised weights.
+
+    ``train.distributed.initialize`` has been called.
+    """
+    module, _, name = _ENGINES[spec.engine.kind].partition(":")
+    engine: Engine = getattr(importlib.import_module(module), name)(spec, plan)
+    return engine
