@@ -1,4 +1,4 @@
-"""Join a rank's real tensors with the table of logical parameters: checkpoint, init, convert and tests go through it."""
+"""Join a rank's real tensors with the table of logical parameters; checkpoint, init, convert and tests use it."""
 
 from __future__ import annotations
 
