@@ -1,0 +1,70 @@
+"""The one door to Megatron-Core: imports it quietly and levels the differences between 0.16 and 0.17 to 0.19.
+
+Everything of Megatron-Core that this package uses is taken from here, so that its import-time warnings are filtered
+once and a new version is adapted to in one place.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_KNOWN_WARNINGS = (
+    (DeprecationWarning, r"`torch\.jit\.script"),
+    (FutureWarning, r"`torch\.jit\.script"),
+    (UserWarning, r"(Transformer Engine and )?Apex (is|are) not installed"),
+    (UserWarning, r"Transformer Engine and Apex are not installed"),
+    (DeprecationWarning, r"The following imports from `dynamic_context\.py`"),
+    (DeprecationWarning, r"\s*The 'megatron\.core\.transformer\.custom_layers\.transformer_engine'"),
+)
+
+with warnings.catch_warnings():
+    for _category, _message in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=_message, category=_category)
+    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+    from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
+    from megatron.core.tensor_parallel import random as mcore_random
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+    from megatron.core.transformer.enums import AttnMaskType
+    from megatron.core.transformer.identity_op import IdentityOp
+    from megatron.core.transformer.mlp import MLP, MLPSubmodules
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+# One INFO line per process group, optimizer and bucket is noise in every rank's log.
+logging.getLogger("megatron.core").setLevel(logging.WARNING)
+
+__all__ = [
+    "MLP",
+    "AttnMaskType",
+    "ColumnParallelLinear",
+    "DistributedDataParallel",
+    "DistributedDataParallelConfig",
+    "GPTModel",
+    "IdentityOp",
+    "MLPSubmodules",
+    "ModuleSpec",
+    "OptimizerConfig",
+    "RowParallelLinear",
+    "SelfAttention",
+    "SelfAttentionSubmodules",
+    "TransformerBlockSubmodules",
+    "TransformerConfig",
+    "TransformerLayer",
+    "TransformerLayerSubmodules",
+    "finalize_model_grads",
+    "get_bias_dropout_add",
+    "get_forward_backward_func",
+    "get_megatron_optimizer",
+    "mcore_random",
+    "parallel_state",
+    "schedules",
+    "tensor_parallel",
+]
