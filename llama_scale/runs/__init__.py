@@ -1,0 +1,1 @@
+"""Runs and their folders: create, supervise, watch, stop and resume. No torch."""

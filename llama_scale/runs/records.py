@@ -1,0 +1,73 @@
+"""What processes of a run tell each other through files, as checked records: failures, verdicts, status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+State = Literal["starting", "running", "stopping", "stopped", "succeeded", "failed", "preempted"]
+ENDED: frozenset[str] = frozenset({"stopped", "succeeded", "failed", "preempted"})
+"""States in which no process of the run is alive."""
+
+
+class Record(BaseModel):
+    """Base of all records: immutable; keys that a newer version wrote are let pass."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RankFailure(Record):
+    """Tell why one rank ended (``attempts/NNN/error-rank-RRRRR.json``)."""
+
+    rank: int | None = Field(None, description="Global rank; None when the agent itself is meant.")
+    kind: str = Field("", description="Type of the exception, or the signal's name.")
+    error: str = Field("", description="Its message.")
+    traceback: str = Field("", description="Its traceback; empty for a signal.")
+    time_utc: str = Field("", description="When it happened, ISO 8601.")
+
+
+class Verdict(Record):
+    """Tell how the ranks of an attempt ended (``attempts/NNN/verdict.json``); the agent writes it last."""
+
+    exit_code: int = Field(description="0 good, 75 stopped after saving, anything else failed.")
+    message: str = Field("", description="One sentence for the user.")
+    first_failure: RankFailure | None = Field(None, description="The failure that caused the others.")
+    victims: tuple[int, ...] = Field((), description="Ranks that failed because of it or were ended by the agent.")
+
+
+class Status(Record):
+    """Tell how a run is doing (``status.json``); the supervisor is its only writer."""
+
+    state: State = Field(description="Where the run stands.")
+    supervisor_pid: int = Field(description="Process that watches over the run.")
+    supervisor_host: str = Field("", description="Host it runs on.")
+    agent_pid: int | None = Field(None, description="Process that started the ranks, while an attempt runs.")
+    agent_pgid: int | None = Field(None, description="Its process group and session.")
+    attempt: int = Field(0, description="Number of the present or last attempt, over all resumes.")
+    restarts: int = Field(0, description="Restarts made by this supervisor.")
+    step: int = Field(0, description="Last step in metrics.jsonl.")
+    steps: int = Field(0, description="Steps the run is to have.")
+    checkpoint: str | None = Field(None, description="Newest complete checkpoint.")
+    exit_code: int | None = Field(None, description="What launch exits with, once the run has ended.")
+    message: str = Field("", description="One sentence for the user.")
+    first_failure: RankFailure | None = Field(None, description="Failure that ended the last failed attempt.")
+    victims: tuple[int, ...] = Field((), description="Ranks that failed because of it.")
+    started_utc: str = Field(description="Start of this supervisor.")
+    updated_utc: str = Field(description="Last change or heartbeat.")
+
+
+T = TypeVar("T", bound=Record)
+
+
+def load_record(path: Path, kind: type[T]) -> T | None:
+    """Read a record; None if there is none (yet) or it is no record of this kind.
+
+    Records are written by other processes that may be killed at any moment, so a file that cannot be understood
+    means the same as no file: nobody has said anything.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
