@@ -25,7 +25,7 @@ def write_atomically(path: Path, text: str, *, sync: bool = True) -> None:
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(scratch, path)
+        scratch.replace(path)
     except OSError:
         scratch.unlink(missing_ok=True)
         raise

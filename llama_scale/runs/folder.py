@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shutil
@@ -151,7 +150,7 @@ class RunFolder:
             for folder in (scratch.logs, scratch.checkpoints, scratch.attempts):
                 folder.mkdir()
             scratch.write_bundle(files)
-            os.rename(scratch.path, run.path)
+            scratch.path.rename(run.path)
         except OSError as error:
             shutil.rmtree(scratch.path, ignore_errors=True)
             raise _cannot_create(root, error) from error
@@ -175,14 +174,14 @@ class RunFolder:
             shutil.rmtree(fresh, ignore_errors=True)
             write_files(fresh, files)
             if self.bundle.exists():
-                os.rename(self.bundle, kept)
-            os.rename(fresh, self.bundle)
+                self.bundle.rename(kept)
+            fresh.rename(self.bundle)
             for target in (self.spec, self.plan):
                 write_atomically(target, files[target.name])
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             if not self.bundle.exists() and kept.exists():
-                os.rename(kept, self.bundle)
+                kept.rename(self.bundle)
             raise LaunchError(
                 f"cannot write a new bundle into {self.path}: {error.strerror}; free space or mend permissions"
             ) from error
