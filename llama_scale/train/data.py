@@ -1,0 +1,219 @@
+"""Cut token files into training samples: sample k of a run is a pure function of (seed, blend, k).
+
+Data, tensor and pipeline parallel degrees change who reads a sample, never which samples a step reads: step t,
+replica d, micro-batch m reads sample ``first + (m * dp_size + d) * micro + j``, where ``first`` is the number of
+samples consumed by the steps before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from llama_scale.train.blend import Blend
+from llama_scale.train.engine import MicroBatch
+from llama_scale.train.indexed import DataError, TokenFile
+
+if TYPE_CHECKING:
+    from llama_scale.plan.run_plan import BatchPlan
+    from llama_scale.spec.data import IndexedData, Split
+
+SplitName = Literal["train", "validation", "test"]
+_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Hold one window of a token stream; arrays are int64 ``[seq + 1]``.
+
+    Args:
+        tokens: Token ids.
+        documents: Number of the document of each token, counted within the window.
+        positions: Position of each token in the window or, at isolated documents, since its document began there.
+    """
+
+    tokens: np.ndarray
+    documents: np.ndarray
+    positions: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Epoch:
+    """Hold the orders of one pass over a split."""
+
+    documents: np.ndarray
+    """Document numbers in the order of the stream."""
+    bounds: np.ndarray
+    """``[documents + 1]`` first token of each of them in the stream."""
+    windows: np.ndarray
+    """Window numbers in the order of the samples."""
+
+
+class Stream:
+    """Cut one split of one token file into an endless sequence of windows.
+
+    Each epoch puts the documents into a new order, joins them into one stream of n tokens, cuts it into
+    ``(n - 1) // seq_length`` windows of ``seq_length + 1`` tokens (each overlaps the next by one, so that every token
+    but the first is predicted once) and puts these into a new order. What is left over at the end is not used in
+    that epoch.
+
+    Args:
+        file: The token file.
+        documents: First document of the split, and the one behind the last.
+        seq_length: Tokens per sample.
+        seed: Three numbers: the run's seed, the part of the blend, the split.
+    """
+
+    def __init__(
+        self, file: TokenFile, *, documents: tuple[int, int], seq_length: int, seed: tuple[int, int, int]
+    ) -> None:
+        self.file = file
+        self._first, self._stop = documents
+        self._seq_length = seq_length
+        self._seed = seed
+        tokens = int(file.lengths[self._first : self._stop].sum())
+        self.windows = max(0, tokens - 1) // seq_length
+        if self.windows == 0:
+            raise DataError(
+                f"{file.prefix}: its {_SPLITS[seed[2]]} split holds {tokens} tokens in {self._stop - self._first} "
+                f"documents, fewer than the {seq_length + 1} of one sample; change data.split, use more data or a "
+                "shorter data.seq_length"
+            )
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and document numbers (0 for the first one it touches) of a sample, both ``[seq + 1]``."""
+        number, position = divmod(index, self.windows)
+        epoch = self._epoch(number)
+        start = int(epoch.windows[position]) * self._seq_length
+        stop = start + self._seq_length + 1
+        tokens = np.empty(stop - start, np.int64)
+        documents = np.empty(stop - start, np.int64)
+        place = int(np.searchsorted(epoch.bounds, start, side="right")) - 1
+        done, count = 0, 0
+        while done < len(tokens):
+            begin, end = int(epoch.bounds[place]), int(epoch.bounds[place + 1])
+            low, high = start + done - begin, min(stop, end) - begin
+            if high > low:  # an empty document has no tokens and no number
+                tokens[done : done + high - low] = self.file.read(int(epoch.documents[place]), low, high)
+                documents[done : done + high - low] = count
+                done, count = done + high - low, count + 1
+            place += 1
+        return tokens, documents
+
+    def _make_epoch(self, number: int) -> _Epoch:
+        bits = np.random.PCG64(np.random.SeedSequence([*self._seed, number]))
+        documents = self._first + _permutation(bits, self._stop - self._first)
+        bounds = np.concatenate([[0], np.cumsum(self.file.lengths[documents], dtype=np.int64)])
+        return _Epoch(documents=documents, bounds=bounds, windows=_permutation(bits, self.windows))
+
+
+def _permutation(bits: np.random.PCG64, size: int) -> np.ndarray:
+    """Return a random order of ``range(size)``.
+
+    Not ``Generator.permutation``: NumPy may change its result in any release (NEP 19), which would move the data
+    under a run that is resumed after an upgrade; the raw bits of a bit generator are fixed.
+    """
+    return np.argsort(bits.random_raw(size), kind="stable")
+
+
+class Samples:
+    """Offer the samples of one split of the blend.
+
+    Args:
+        data: The spec's section.
+        split: Which split.
+        seed: The run's seed.
+        vocab_size: Token ids must be below it.
+
+    Raises:
+        DataError: A token file is missing or damaged, or its split is empty.
+    """
+
+    def __init__(self, data: IndexedData, *, split: SplitName, seed: int, vocab_size: int) -> None:
+        self._blend = Blend([part.weight for part in data.blend])
+        self._isolate = data.isolate_documents
+        self._vocab_size = vocab_size
+        self._streams: list[Stream] = []
+        for number, part in enumerate(data.blend):
+            file = TokenFile(part.path)
+            documents = split_bounds(data.split, split, documents=len(file), prefix=part.path)
+            key = (seed, number, _SPLITS.index(split))
+            self._streams.append(Stream(file, documents=documents, seq_length=data.seq_length, seed=key))
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return sample ``index`` of the endless sequence.
+
+        Raises:
+            DataError: A token id is not in the model's vocabulary.
+        """
+        part, local = self._blend.locate(index)
+        stream = self._streams[part]
+        tokens, documents = stream.sample(local)
+        if int(tokens.max()) >= self._vocab_size or int(tokens.min()) < 0:
+            worst = int(tokens.max()) if int(tokens.max()) >= self._vocab_size else int(tokens.min())
+            raise DataError(
+                f"{stream.file.prefix}.bin holds token id {worst}, but model.vocab_size={self._vocab_size} allows 0 to "
+                f"{self._vocab_size - 1}; the data was built with another tokenizer than the model's"
+            )
+        positions = np.arange(len(tokens))
+        if self._isolate:
+            new = np.flatnonzero(np.diff(documents, prepend=-1))
+            positions -= np.repeat(new, np.diff(new, append=len(tokens)))
+        return Sample(tokens=tokens, documents=documents, positions=positions)
+
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        """Stack samples into ``[len(indices), seq]`` tensors.
+
+        With ``isolate_documents`` the last token of a document does not predict the first of the next one: its loss
+        is masked, for nothing in its context could tell.
+        """
+        samples = [self[index] for index in indices]
+        tokens = np.stack([sample.tokens for sample in samples])
+        documents = np.stack([sample.documents for sample in samples])
+        positions = np.stack([sample.positions for sample in samples])
+        mask = np.ones(tokens[:, 1:].shape, np.float32)
+        if self._isolate:
+            mask[documents[:, 1:] != documents[:, :-1]] = 0.0
+        batch = MicroBatch(
+            tokens=torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])),
+            labels=torch.from_numpy(np.ascontiguousarray(tokens[:, 1:])),
+            loss_mask=torch.from_numpy(mask),
+            position_ids=torch.from_numpy(np.ascontiguousarray(positions[:, :-1])),
+        )
+        if self._isolate:
+            batch["documents"] = torch.from_numpy(np.ascontiguousarray(documents[:, :-1]))
+        return batch
+
+    def global_batch(self, first: int, *, batch: BatchPlan, dp_rank: int, dp_size: int) -> list[MicroBatch]:
+        """Return one replica's part of the global batch that begins with sample ``first``."""
+        return [self.micro_batch(indices) for indices in replica_samples(first, batch, dp_rank, dp_size)]
+
+
+def replica_samples(first: int, batch: BatchPlan, dp_rank: int, dp_size: int) -> list[range]:
+    """Return the sample numbers of each micro-batch of one replica in the global batch that begins at ``first``."""
+    starts = (first + (m * dp_size + dp_rank) * batch.micro_batch for m in range(batch.accumulation))
+    return [range(start, start + batch.micro_batch) for start in starts]
+
+
+def split_bounds(split: Split, name: SplitName, *, documents: int, prefix: str) -> tuple[int, int]:
+    """Return the first document of a split and the one behind its last; splits follow each other in the file.
+
+    Raises:
+        DataError: The split gets no document.
+    """
+    shares = np.array([split.train, split.validation, split.test])
+    bounds = np.rint(np.concatenate([[0.0], np.cumsum(shares) / shares.sum()]) * documents).astype(int)
+    place = _SPLITS.index(name)
+    first, stop = int(bounds[place]), int(bounds[place + 1])
+    if stop == first:
+        raise DataError(
+            f"{prefix}: none of its {documents} documents falls into the {name} split (data.split gives it "
+            f"{shares[place]:g} of {shares.sum():g}); give it a larger share or use a file with more documents"
+        )
+    return first, stop
