@@ -1,0 +1,129 @@
+"""Bytes of activations that the backward pass needs, per layer and per stage.
+
+The accounting is that of Korthikanti et al. 2022 (arXiv:2205.05198, sections 4 and 5): count the tensors that autograd
+keeps. Their GPT layer takes ``sbh(34 + 5as/h)`` bytes; a LLaMA layer differs in these points:
+
+* no dropout, so no masks; RMSNorm instead of LayerNorm (also keeps its input);
+* fused attention (flash, SDPA) keeps q, k, v, its output and one fp32 number a query, and no ``s x s`` matrix;
+* GQA: keys and values are ``num_kv_heads * head_dim`` wide; queries ``num_heads * head_dim``, not always ``h``;
+* SwiGLU keeps gate and up, silu(gate) and the product: four times the FFN width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_scale.layout.parameters import padded_vocab_size
+from llama_scale.plan.schedule import peak_held, steady_order
+from llama_scale.plan.stages import Chunk, Stages
+from llama_scale.spec.model import ModelShape
+from llama_scale.spec.recompute import FullRecompute, Recompute
+
+_FP32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationCase:
+    """What the bytes of one micro-batch depend on.
+
+    Args:
+        shape: The model.
+        micro_batch: Samples of a forward pass (b).
+        seq_length: Tokens of a sample (s).
+        tp_size: Tensor parallel ranks (t).
+        sequence_parallel: Norms and residual stream are sharded along the sequence.
+        element_bytes: Bytes of an activation: 2 for bf16, 4 for fp32.
+        recompute: What is computed again instead of stored.
+    """
+
+    shape: ModelShape
+    micro_batch: int
+    seq_length: int
+    tp_size: int
+    sequence_parallel: bool
+    element_bytes: int
+    recompute: Recompute
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch: s * b."""
+        return self.micro_batch * self.seq_length
+
+    @property
+    def residual_bytes(self) -> int:
+        """One ``[s, b, h]`` tensor of the residual stream, as a rank holds it."""
+        shards = self.tp_size if self.sequence_parallel else 1
+        return self.tokens * self.shape.hidden_size * self.element_bytes // shards
+
+
+def attention_bytes(case: ActivationCase) -> int:
+    """Return what the attention block of one layer keeps."""
+    shape = case.shape
+    queries = shape.num_heads * shape.head_dim
+    keys_values = 2 * shape.num_kv_heads * shape.head_dim
+    sharded = case.tokens * (2 * queries + keys_values) * case.element_bytes // case.tp_size
+    statistics = 0 if case.recompute.kind == "selective" else statistics_bytes(case)
+    return 2 * case.residual_bytes + sharded + statistics
+
+
+def statistics_bytes(case: ActivationCase) -> int:
+    """Return fused attention's log-sum-exp: one fp32 number for each query and head."""
+    return case.tokens * case.shape.num_heads * _FP32_BYTES // case.tp_size
+
+
+def mlp_bytes(case: ActivationCase) -> int:
+    """Return what the SwiGLU block of one layer keeps."""
+    return 2 * case.residual_bytes + 4 * case.tokens * case.shape.ffn_hidden_size * case.element_bytes // case.tp_size
+
+
+def layer_bytes(case: ActivationCase) -> int:
+    """Return what one layer keeps of one micro-batch when it is not recomputed as a whole."""
+    return attention_bytes(case) + mlp_bytes(case)
+
+
+def chunk_bytes(case: ActivationCase, chunk: Chunk) -> int:
+    """Return what one chunk keeps of one micro-batch between its forward and its backward pass, logits apart."""
+    layers = len(chunk.layers)
+    recompute = case.recompute
+    if not isinstance(recompute, FullRecompute):
+        kept = layers * layer_bytes(case)
+    elif recompute.method == "uniform":
+        kept = -(-layers // recompute.layers) * case.residual_bytes
+    else:
+        checkpointed = min(layers, recompute.layers)
+        kept = checkpointed * case.residual_bytes + (layers - checkpointed) * layer_bytes(case)
+    head = 2 * case.residual_bytes if chunk.has_head else 0  # inputs of the final norm and of the output layer
+    return kept + head
+
+
+def recomputed_bytes(case: ActivationCase, chunk: Chunk) -> int:
+    """Return what the backward pass of one chunk holds on top while it computes a part of it again."""
+    recompute = case.recompute
+    if recompute.kind == "none":
+        return 0
+    if not isinstance(recompute, FullRecompute):
+        return statistics_bytes(case)
+    group = min(recompute.layers, len(chunk.layers)) if recompute.method == "uniform" else 1
+    return group * layer_bytes(case) - case.residual_bytes
+
+
+def logits_bytes(case: ActivationCase, *, vocab_pad_multiple: int) -> int:
+    """Return the logits of one micro-batch and the fp32 softmax that the vocabulary-parallel loss keeps.
+
+    The last stage holds one micro-batch's at a time: its backward pass follows its forward pass at once.
+    """
+    rows = padded_vocab_size(case.shape.vocab_size, tp_size=case.tp_size, multiple=vocab_pad_multiple)
+    low_precision = case.element_bytes if case.element_bytes != _FP32_BYTES else 0
+    return case.tokens * (rows // case.tp_size) * (_FP32_BYTES + low_precision)
+
+
+def stage_activation_bytes(case: ActivationCase, stages: Stages, *, pp_rank: int, micro_batches: int) -> int:
+    """Return the peak of stored activations of one stage over a step, logits apart.
+
+    Each pass of the schedule adds its chunk's bytes, its backward pass frees them (1F1B: ``pp - stage`` micro-batches
+    are held; interleaving: Korthikanti et al. 2022, section 4.2.3).
+    """
+    stage = stages[pp_rank]
+    order = steady_order(pp_rank=pp_rank, pp_size=len(stages), micro_batches=micro_batches, vp_size=len(stage))
+    held = peak_held(order, chunk_cost=[chunk_bytes(case, chunk) for chunk in stage])
+    return int(held) + max(recomputed_bytes(case, chunk) for chunk in stage)

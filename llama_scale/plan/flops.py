@@ -1,0 +1,51 @@
+"""Floating point operations of a training step, with the convention named.
+
+A multiply-add is 2 FLOPs; the backward pass takes twice the forward pass. Norms, RoPE, softmax and the embedding
+look-up are left out, as in the papers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llama_scale.spec.model import ModelShape
+
+Convention = Literal["full", "causal"]
+"""How attention is counted. ``full``: all s x s pairs, the convention of PaLM's MFU (Chowdhery et al. 2022,
+arXiv:2204.02311, appendix B) and of Narayanan et al. 2021 (arXiv:2104.04473). ``causal``: only the s (s + 1) / 2
+pairs that the mask leaves, the convention of Megatron-LM's logs since 2025."""
+
+_FORWARD_AND_BACKWARD = 3
+
+
+def matmul_flops_per_token(shape: ModelShape) -> int:
+    """Return the forward FLOPs of one token in all weight matrices, the output layer included."""
+    queries = shape.num_heads * shape.head_dim
+    keys_values = 2 * shape.num_kv_heads * shape.head_dim
+    attention = shape.hidden_size * (2 * queries + keys_values)
+    mlp = 3 * shape.hidden_size * shape.ffn_hidden_size
+    return 2 * (shape.num_layers * (attention + mlp) + shape.hidden_size * shape.vocab_size)
+
+
+def attention_flops_per_token(shape: ModelShape, seq_length: int, *, convention: Convention = "full") -> float:
+    """Return the forward FLOPs of one token in q k^T and in the weighted sum of v, averaged over a sequence."""
+    keys = seq_length if convention == "full" else (seq_length + 1) / 2
+    return 4 * shape.num_layers * shape.num_heads * shape.head_dim * keys
+
+
+def model_flops_per_token(shape: ModelShape, seq_length: int, *, convention: Convention = "full") -> float:
+    """Return the model FLOPs of training on one token: what MFU counts, recomputation not included.
+
+    Args:
+        shape: The model.
+        seq_length: Tokens of a sample.
+        convention: How attention is counted.
+
+    Example:
+        >>> shape = ModelShape(hidden_size=4, ffn_hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1,
+        ...                    head_dim=2, vocab_size=16)
+        >>> model_flops_per_token(shape, 8)  # 3 * (2 * (48 + 96 + 64) + 4 * 4 * 8)
+        1632.0
+    """
+    forward = matmul_flops_per_token(shape) + attention_flops_per_token(shape, seq_length, convention=convention)
+    return float(_FORWARD_AND_BACKWARD * forward)

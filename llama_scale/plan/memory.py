@@ -1,0 +1,193 @@
+"""Bytes of device memory by part: model states by engine and sharding, activations, logits, buffers.
+
+Model states follow Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054, section 3): mixed-precision Adam needs 2 bytes of
+weights, 2 or 4 of gradients, 4 of fp32 masters and 8 of moments a parameter: 18 with fp32 gradients, and 6 + 12/d
+with Megatron-Core's distributed optimizer. What is counted are tensors; the framework's own memory (CUDA context,
+kernels, the allocator's slack) comes on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_scale.layout.parameters import layer_parameters
+from llama_scale.plan.activations import ActivationCase, logits_bytes, stage_activation_bytes
+from llama_scale.plan.parameters import stage_numel
+from llama_scale.plan.stages import Stages
+from llama_scale.plan.topology import Topology
+from llama_scale.spec.engine import DdpEngine, DeepSpeedEngine, Engine, MegatronEngine
+from llama_scale.spec.precision import Precision
+
+_FP32_BYTES = 4
+_MOMENTS_BYTES = 8
+"""AdamW's exp_avg and exp_avg_sq, both fp32."""
+
+_LIVE_ZERO3_LAYERS = 2
+"""Layers whose gathered weights ZeRO-3 holds at once: the one at work and the one that is prefetched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStates:
+    """Bytes of model states on one rank.
+
+    Args:
+        weights: Weights in the format of the computation.
+        gradients: Accumulated gradients.
+        masters: fp32 copies of the weights that the optimizer updates.
+        moments: AdamW's two moments.
+        buffers: Communication buckets and gathered weights.
+        host: Bytes that offloading keeps in host memory or on disk instead.
+    """
+
+    weights: int
+    gradients: int
+    masters: int
+    moments: int
+    buffers: int
+    host: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """Bytes of one rank of a pipeline stage (all its ranks hold equally much).
+
+    Args:
+        pp_rank: The stage.
+        parameters: Parameter elements of one rank, padding and a tied embedding's copy included.
+        states: Model states by part.
+        activations: Peak of stored activations over a step.
+        logits: Logits and softmax of one micro-batch; 0 on stages without the output layer.
+        total: Sum of all parts on the device.
+    """
+
+    pp_rank: int
+    parameters: int
+    states: ModelStates
+    activations: int
+    logits: int
+    total: int
+
+
+def element_bytes(precision: Precision) -> int:
+    """Return the bytes of one weight or activation."""
+    return 2 if precision.compute == "bf16" else _FP32_BYTES
+
+
+def gradient_bytes(precision: Precision) -> int:
+    """Return the bytes of one accumulated gradient; fp32 weights have fp32 gradients."""
+    return 2 if precision.compute == "bf16" and precision.gradients == "bf16" else _FP32_BYTES
+
+
+def model_states(
+    numel: int, *, engine: Engine, precision: Precision, dp_size: int, pp_size: int, layer_numel: int = 0
+) -> ModelStates:
+    """Return the model states of a rank that holds ``numel`` parameter elements.
+
+    Args:
+        numel: Elements of the rank's (tensor and pipeline parallel) share of the model.
+        engine: Engine and its sharding.
+        precision: Number formats.
+        dp_size: Ranks that sharded states are divided over.
+        pp_size: Pipeline stages; DeepSpeed's pipeline engine always runs ZeRO-1.
+        layer_numel: Elements of one layer on a rank, for ZeRO-3's gathered weights.
+    """
+    weight, gradient = element_bytes(precision), gradient_bytes(precision)
+    master = _FP32_BYTES if weight != _FP32_BYTES else 0
+    share = -(-numel // dp_size)
+    if isinstance(engine, MegatronEngine):
+        sharded = share if engine.distributed_optimizer else numel
+        # Adam on fp32 masters turns a bf16 gradient of its shard into fp32 for the update.
+        update = _FP32_BYTES * sharded if gradient != _FP32_BYTES else 0
+        return ModelStates(
+            weights=weight * numel,
+            gradients=gradient * numel,
+            masters=master * sharded,
+            moments=_MOMENTS_BYTES * sharded,
+            buffers=update,
+            host=0,
+        )
+    if isinstance(engine, DdpEngine):
+        return ModelStates(
+            weights=weight * numel,
+            gradients=gradient * numel,
+            masters=master * numel,
+            moments=_MOMENTS_BYTES * numel,
+            buffers=0,
+            host=0,
+        )
+    return _zero_states(
+        numel, engine=engine, precision=precision, share=share, pp_size=pp_size, layer_numel=layer_numel
+    )
+
+
+def _zero_states(
+    numel: int, *, engine: DeepSpeedEngine, precision: Precision, share: int, pp_size: int, layer_numel: int
+) -> ModelStates:
+    weight, gradient = element_bytes(precision), gradient_bytes(precision)
+    stage = max(engine.zero, 1) if pp_size > 1 else engine.zero
+    if stage == 0:
+        master = _FP32_BYTES if weight != _FP32_BYTES else 0
+        return ModelStates(
+            weights=weight * numel,
+            gradients=gradient * numel,
+            masters=master * numel,
+            moments=_MOMENTS_BYTES * numel,
+            buffers=0,
+            host=0,
+        )
+    # ZeRO keeps an fp32 partition to update for fp32 weights too (stage_1_and_2.py, stage3.py: `.clone().float()`).
+    masters, moments = _FP32_BYTES * share, _MOMENTS_BYTES * share
+    weights = weight * (share if stage == 3 else numel)
+    buckets = min(engine.bucket_elements, numel) * gradient * (2 if engine.overlap_comm else 1)
+    gathered = min(_LIVE_ZERO3_LAYERS * layer_numel, numel) * weight if stage == 3 else 0
+    host = 0
+    if engine.offload_optimizer is not None:
+        host += masters + moments
+        masters = moments = 0
+    if engine.offload_parameters is not None and stage == 3:
+        host += weights
+        weights = 0
+    return ModelStates(
+        weights=weights,
+        gradients=gradient * (share if stage >= 2 else numel),
+        masters=masters,
+        moments=moments,
+        buffers=buckets + gathered,
+        host=host,
+    )
+
+
+def stage_memory(
+    case: ActivationCase,
+    stages: Stages,
+    *,
+    pp_rank: int,
+    topology: Topology,
+    engine: Engine,
+    precision: Precision,
+    vocab_pad_multiple: int,
+    micro_batches: int,
+) -> StageMemory:
+    """Return the memory of one rank of a stage at the peak of a step."""
+    tp_size = topology.tp_size
+    numel = stage_numel(case.shape, stages, pp_rank=pp_rank, tp_size=tp_size, vocab_pad_multiple=vocab_pad_multiple)
+    states = model_states(
+        numel,
+        engine=engine,
+        precision=precision,
+        dp_size=topology.dp_size,
+        pp_size=topology.pp_size,
+        layer_numel=sum(p.numel // (1 if p.tp_dim is None else tp_size) for p in layer_parameters(case.shape, 0)),
+    )
+    activations = stage_activation_bytes(case, stages, pp_rank=pp_rank, micro_batches=micro_batches)
+    has_head = any(chunk.has_head for chunk in stages[pp_rank])
+    logits = logits_bytes(case, vocab_pad_multiple=vocab_pad_multiple) if has_head else 0
+    on_device = states.weights + states.gradients + states.masters + states.moments + states.buffers
+    return StageMemory(
+        pp_rank=pp_rank,
+        parameters=numel,
+        states=states,
+        activations=activations,
+        logits=logits,
+        total=on_device + activations + logits,
+    )

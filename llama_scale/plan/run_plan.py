@@ -1,0 +1,306 @@
+"""The plan of a run: everything that follows from its spec, as one value that is written to ``plan.json``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter, ValidationError
+
+from llama_scale.errors import Problem, SpecError
+from llama_scale.plan.activations import ActivationCase
+from llama_scale.plan.memory import StageMemory, element_bytes, stage_memory
+from llama_scale.plan.schedule import Schedule, make_schedule
+from llama_scale.plan.stages import Stages, make_stages
+from llama_scale.plan.topology import Topology
+from llama_scale.spec.model import InlineModel, ModelShape
+from llama_scale.spec.run import RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """Batch sizes of one step.
+
+    Args:
+        global_batch: Samples per optimizer step over all replicas.
+        micro_batch: Samples per forward pass.
+        accumulation: Micro-batches per step and replica.
+        seq_length: Tokens per sample.
+    """
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    seq_length: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.global_batch * self.seq_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """Who computes what, in which order, with how much memory.
+
+    Args:
+        name: Name of the run.
+        spec_digest: SHA-256 of the resolved spec.
+        engine: Kind of the engine.
+        nodes: Hosts.
+        devices_per_node: Processes of one host.
+        shape: The model.
+        vocab_pad_multiple: The vocabulary is padded to a multiple of this times tp.
+        topology: Mesh of processes.
+        stages: Model chunks, ``[pp_rank][virtual_rank]``.
+        batch: Batch sizes.
+        steps: Optimizer steps of the run.
+        memory: One rank's bytes, stage by stage.
+        schedule: The pipeline's schedule.
+    """
+
+    name: str
+    spec_digest: str
+    engine: str
+    nodes: int
+    devices_per_node: int
+    shape: ModelShape
+    vocab_pad_multiple: int
+    topology: Topology
+    stages: Stages
+    batch: BatchPlan
+    steps: int
+    memory: tuple[StageMemory, ...]
+    schedule: Schedule
+
+    @property
+    def virtual_stages(self) -> int:
+        """Model chunks of each pipeline rank."""
+        return len(self.stages[0])
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text that :meth:`from_json` reads back to an equal plan."""
+        return _adapter().dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunPlan:
+        """Read a plan.
+
+        Raises:
+            SpecError: the text is no plan.
+        """
+        try:
+            return _adapter().validate_json(text)
+        except ValidationError as error:
+            raise SpecError(
+                [
+                    Problem(
+                        path=tuple(item["loc"]),
+                        message=f"not a plan of llama-scale: {item['msg']}",
+                        hint="write it again with `llama-scale plan SPEC --json`",
+                        code="plan-format",
+                    )
+                    for item in error.errors()
+                ]
+            ) from None
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[RunPlan]:
+    return TypeAdapter(RunPlan)
+
+
+def make_plan(spec: RunSpec) -> RunPlan:
+    """Derive the plan of a resolved spec.
+
+    Args:
+        spec: From ``spec.load.load_spec``: inline model, all batch numbers, steps.
+
+    Raises:
+        SpecError: degrees, batch or world size do not fit; all that do not are named at once.
+    """
+    # lazy: a worker that reads plan.json needs no YAML reader
+    from llama_scale.spec.load import spec_digest
+
+    problems = list(_problems(spec))
+    stages = None
+    try:
+        stages = _stages(spec)
+    except SpecError as error:
+        problems.extend(error.problems)
+    if problems or stages is None:
+        raise SpecError(problems)
+    model = spec.model
+    assert isinstance(model, InlineModel)
+    shape = ModelShape.model_validate(model.model_dump(include=set(ModelShape.model_fields)))
+    topology = Topology(dp_size=spec.parallel.data, tp_size=spec.parallel.tensor, pp_size=spec.parallel.pipeline)
+    batch = _batch(spec)
+    case = ActivationCase(
+        shape=shape,
+        micro_batch=batch.micro_batch,
+        seq_length=batch.seq_length,
+        tp_size=topology.tp_size,
+        sequence_parallel=spec.parallel.sequence,
+        element_bytes=element_bytes(spec.precision),
+        recompute=spec.recompute,
+    )
+    memory = tuple(
+        stage_memory(
+            case,
+            stages,
+            pp_rank=pp_rank,
+            topology=topology,
+            engine=spec.engine,
+            precision=spec.precision,
+            vocab_pad_multiple=model.vocab_pad_multiple,
+            micro_batches=batch.accumulation,
+        )
+        for pp_rank in range(topology.pp_size)
+    )
+    assert spec.train.steps is not None
+    return RunPlan(
+        name=spec.name,
+        spec_digest=spec_digest(spec),
+        engine=spec.engine.kind,
+        nodes=spec.cluster.nodes,
+        devices_per_node=spec.cluster.devices_per_node,
+        shape=shape,
+        vocab_pad_multiple=model.vocab_pad_multiple,
+        topology=topology,
+        stages=stages,
+        batch=batch,
+        steps=spec.train.steps,
+        memory=memory,
+        schedule=make_schedule(
+            micro_batches=batch.accumulation,
+            chunk_layers=[[len(chunk.layers) for chunk in stage] for stage in stages],
+        ),
+    )
+
+
+def _stages(spec: RunSpec) -> Stages:
+    assert isinstance(spec.model, InlineModel)
+    return make_stages(
+        spec.model.num_layers,
+        pp_size=spec.parallel.pipeline,
+        vp_size=spec.parallel.virtual_stages,
+        stage_layers=spec.parallel.stage_layers,
+    )
+
+
+def _batch(spec: RunSpec) -> BatchPlan:
+    batch = spec.batch
+    assert batch.global_ is not None and batch.micro is not None and batch.accumulation is not None
+    return BatchPlan(
+        global_batch=batch.global_,
+        micro_batch=batch.micro,
+        accumulation=batch.accumulation,
+        seq_length=spec.data.seq_length,
+    )
+
+
+def _problems(spec: RunSpec) -> Iterator[Problem]:
+    """Yield what would make the plan wrong: `validate` finds the same and more, with line numbers."""
+    yield from _unresolved(spec)
+    yield from _indivisible(spec)
+    parallel, batch = spec.parallel, spec.batch
+    if parallel.world_size != spec.cluster.world_size:
+        yield Problem(
+            path=("parallel",),
+            message=f"data={parallel.data} x tensor={parallel.tensor} x pipeline={parallel.pipeline} is "
+            f"{parallel.world_size} processes, but the cluster has nodes={spec.cluster.nodes} x "
+            f"devices_per_node={spec.cluster.devices_per_node} = {spec.cluster.world_size}",
+            hint="make the product of the degrees equal to the cluster's devices",
+            code="world-size",
+        )
+    if None not in (batch.global_, batch.micro, batch.accumulation):
+        product = (batch.micro or 0) * (batch.accumulation or 0) * parallel.data
+        if batch.global_ != product:
+            yield Problem(
+                path=("batch",),
+                message=f"global={batch.global_} is not micro={batch.micro} x accumulation={batch.accumulation} x "
+                f"data={parallel.data} = {product}",
+                hint="give two of the three numbers; the third follows",
+                code="batch-product",
+            )
+    if parallel.virtual_stages > 1:
+        yield from _interleaving(spec)
+
+
+def _unresolved(spec: RunSpec) -> Iterator[Problem]:
+    hint = "read the spec with `load_spec`, which resolves it"
+    if not isinstance(spec.model, InlineModel):
+        raise SpecError(
+            [Problem(path=("model",), message=f"model kind={spec.model.kind!r} is not resolved", hint=hint)]
+        )
+    for name, value in (
+        ("global", spec.batch.global_),
+        ("micro", spec.batch.micro),
+        ("accumulation", spec.batch.accumulation),
+    ):
+        if value is None:
+            yield Problem(path=("batch", name), message="the batch is not resolved", hint=hint)
+    if spec.train.steps is None:
+        yield Problem(path=("train", "steps"), message="the number of steps is not resolved", hint=hint)
+
+
+def _indivisible(spec: RunSpec) -> Iterator[Problem]:
+    model, tensor = spec.model, spec.parallel.tensor
+    assert isinstance(model, InlineModel)
+    if model.num_heads % model.num_kv_heads:
+        yield Problem(
+            path=("model", "num_kv_heads"),
+            message=f"num_kv_heads={model.num_kv_heads} does not divide num_heads={model.num_heads}",
+            hint=f"use {_divisors(model.num_heads)}",
+            code="kv-heads-divisible",
+        )
+    for name in ("num_heads", "num_kv_heads", "ffn_hidden_size"):
+        value: int = getattr(model, name)
+        if value % tensor:
+            yield Problem(
+                path=("parallel", "tensor"),
+                message=f"tensor={tensor} does not divide {name}={value}",
+                hint=f"use a tensor degree that divides heads, kv heads and ffn: {_valid_tensor(model)}",
+                code="tensor-divisible",
+            )
+    if spec.parallel.sequence and spec.data.seq_length % tensor:
+        yield Problem(
+            path=("parallel", "sequence"),
+            message=f"sequence: true needs tensor={tensor} to divide seq_length={spec.data.seq_length}",
+            hint="change data.seq_length to a multiple, or set sequence: false",
+            code="sequence-divisible",
+        )
+
+
+def _interleaving(spec: RunSpec) -> Iterator[Problem]:
+    parallel, micro_batches = spec.parallel, spec.batch.accumulation
+    if parallel.pipeline == 1:
+        yield Problem(
+            path=("parallel", "virtual_stages"),
+            message=f"virtual_stages={parallel.virtual_stages} needs pipeline > 1, but pipeline=1",
+            hint="set virtual_stages: 1",
+            code="virtual-stages-pipeline",
+        )
+    elif micro_batches is not None and micro_batches % parallel.pipeline:
+        below = micro_batches - micro_batches % parallel.pipeline
+        nearest = [n for n in (below, below + parallel.pipeline) if n]
+        yield Problem(
+            path=("batch", "accumulation"),
+            message=f"accumulation={micro_batches} is not a multiple of pipeline={parallel.pipeline}, which the "
+            "interleaved schedule needs",
+            hint=f"use accumulation {' or '.join(map(str, nearest))}",
+            code="interleaved-micro-batches",
+        )
+
+
+def _valid_tensor(model: InlineModel) -> str:
+    return ", ".join(
+        str(n)
+        for n in range(1, model.num_kv_heads + 1)
+        if model.num_kv_heads % n == 0 and model.num_heads % n == 0 and model.ffn_hidden_size % n == 0
+    )
+
+
+def _divisors(value: int) -> str:
+    return ", ".join(str(n) for n in range(1, value + 1) if value % n == 0)
