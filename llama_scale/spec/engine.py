@@ -37,7 +37,7 @@ class DeepSpeedEngine(Section):
     """DeepSpeed: ZeRO 0-3 x TP, or its pipeline engine with PP x TP x ZeRO <= 1."""
 
     kind: Literal["deepspeed"]
-    zero: Literal[0, 1, 2, 3] = Field(
+    zero: Annotated[int, Field(ge=0, le=3)] = Field(
         1, description="ZeRO stage: 0 none, 1 optimizer state, 2 + gradients, 3 + parameters."
     )
     offload_optimizer: Offload | None = Field(None, description="Keep optimizer state off the device (ZeRO >= 1).")

@@ -15,13 +15,15 @@ class Parallel(Section):
     pipeline: PositiveInt = Field(1, description="Stages that the layers are divided into (pp).")
     virtual_stages: PositiveInt = Field(1, description="Interleaved model chunks per pipeline stage (vp).")
     sequence: bool = Field(False, description="Shard norms and residuals along the sequence (needs tensor > 1).")
-    stage_layers: tuple[int, ...] | None = Field(
+    stage_layers: tuple[PositiveInt, ...] | None = Field(
         None,
         description="Layers of each stage, first to last, when they are not equal; virtual stages: chunk by chunk, "
         "pipeline x virtual_stages numbers.",
     )
-    context: int = Field(1, description="Context parallelism: only 1 for now.")
-    expert: int = Field(1, description="Expert parallelism: only 1 (the models are dense).")
+    context: int = Field(1, description="Context parallelism: only 1 for now.", json_schema_extra={"const": 1})
+    expert: int = Field(
+        1, description="Expert parallelism: only 1 (the models are dense).", json_schema_extra={"const": 1}
+    )
 
     @field_validator("context")
     @classmethod

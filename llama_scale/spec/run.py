@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ from llama_scale.spec.train import Restart, Train, Validation
 class RunSpec(Section):
     """A run, as its user describes it."""
 
-    version: Literal[1] = Field(description="Version of this format.")
+    version: Annotated[int, Field(ge=1, le=1)] = Field(description="Version of this format; 1 is the only one so far.")
     name: Name = Field(description="Name of the run; its folder is runs/<name>-<utc>-<4hex>.")
     seed: NonNegativeInt = Field(1234, description="Seed of weights, data order and dropout.")
     model: Model = Field(description="The LLaMA: preset, Hugging Face folder or inline numbers.")

@@ -1,0 +1,149 @@
+"""Spec file -> checked and resolved ``RunSpec``; and back to YAML.
+
+>>> from llama_scale.spec.load import load_spec  # doctest: +SKIP
+>>> load_spec("run.yaml", overrides=["parallel.tensor=2"]).parallel.tensor  # doctest: +SKIP
+2
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llama_scale.errors import Problem, SpecError
+from llama_scale.spec.base import PathContext
+from llama_scale.spec.compose import ComposeError, compose
+from llama_scale.spec.environment import misplaced_variables
+from llama_scale.spec.nodes import MappingNode, Node, find_mark
+from llama_scale.spec.overrides import apply_overrides
+from llama_scale.spec.resolve import resolve
+from llama_scale.spec.rules import check_rules
+from llama_scale.spec.run import RunSpec
+from llama_scale.spec.secret import find_secrets
+from llama_scale.spec.source import SourceError, read_text
+from llama_scale.spec.structure import check_structure, show, whole_sections
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What reading one file gave: a resolved spec, or its problems (one of the two is empty)."""
+
+    spec: RunSpec | None
+    problems: tuple[Problem, ...]
+
+
+def load_spec(
+    path: str | os.PathLike[str], *, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> RunSpec:
+    """Return the checked and resolved spec of one file.
+
+    Args:
+        path: The YAML file.
+        overrides: ``a.b=value`` texts (``--set``) that replace values of the file.
+        env: Where ``${env:NAME}`` is looked up; the process's environment by default.
+
+    Raises:
+        SpecError: with every problem of the file.
+    """
+    loaded = check_file(path, overrides=overrides, env=env)
+    if loaded.spec is None:
+        raise SpecError(loaded.problems)
+    return loaded.spec
+
+
+def check_file(
+    path: str | os.PathLike[str], *, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> Loaded:
+    """Do what ``load_spec`` does and return the problems instead of raising them."""
+    name = os.fspath(path)
+    try:
+        root = compose(read_text(Path(name)))
+    except SourceError as error:
+        return Loaded(spec=None, problems=(error.problem,))
+    except ComposeError as error:
+        return Loaded(spec=None, problems=(replace(error.problem, file=name),))
+    if not isinstance(root, MappingNode):
+        return Loaded(spec=None, problems=(_not_a_mapping(name, root),))
+    folder = os.path.abspath(os.path.dirname(name))  # noqa: PTH100, PTH120 - Path.absolute keeps ".."
+    context = PathContext(folder=folder, env=os.environ if env is None else env)
+    changed, problems = apply_overrides(root, overrides)
+    spec, found = _check(changed, context)
+    problems += found
+    if spec is not None and not problems:
+        return Loaded(spec=spec, problems=())
+    return Loaded(spec=None, problems=_located(problems, changed, name))
+
+
+def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Problem]]:
+    data = root.data()
+    if not isinstance(data, dict):  # an override replaces single values, never the document
+        raise AssertionError(type(data))
+    problems = [*find_secrets(root), *misplaced_variables(root)]
+    spec, structural = check_structure(data, context=context)
+    problems += structural
+    sections = dict(spec) if spec is not None else whole_sections(data, structural, context=context)
+    resolution = resolve(sections)
+    problems += resolution.problems
+    problems += check_rules(resolution)
+    return (resolution.view if not problems else None), problems
+
+
+def _not_a_mapping(name: str, root: Node | None) -> Problem:
+    if root is None:
+        return Problem(
+            path=(), message="the file is empty", hint="`llama-scale init` writes a spec", code="empty", file=name
+        )
+    return Problem(
+        path=(),
+        message=f"a spec is a mapping of sections, and this file holds {show(root.data())}",
+        hint="start with version: 1; `llama-scale init` writes a spec",
+        code="type",
+        file=name,
+        line=root.mark.line,
+        column=root.mark.column,
+    )
+
+
+def _located(problems: Sequence[Problem], root: Node, name: str) -> tuple[Problem, ...]:
+    """Give each problem its place, in the order of the file; problems of ``--set`` values name the argument."""
+    placed: list[Problem] = []
+    for problem in problems:
+        mark = find_mark(root, problem.path, at_key=problem.code == "unknown-key")
+        message = problem.message
+        if problem.code == "set":
+            placed.append(replace(problem, file=name))
+            continue
+        if mark.override is not None:
+            message += f" (from --set {show_override(mark.override)})"
+        placed.append(replace(problem, message=message, file=name, line=mark.line, column=mark.column))
+    unique = dict.fromkeys(placed)
+    return tuple(sorted(unique, key=lambda p: (p.line or 0, p.column or 0)))
+
+
+def show_override(text: str) -> str:
+    """Return a ``--set`` argument as it may be shown: without a value that looks like a secret."""
+    key, _, value = text.partition("=")
+    shown = show(value)
+    return f"{key}={value}" if not shown.startswith("(") and len(value) <= 60 else f"{key}={shown}"
+
+
+def dump_spec(spec: RunSpec) -> str:
+    """Return YAML that ``load_spec`` reads back to an equal spec."""
+    from llama_scale.spec.dump import dump_yaml
+
+    return dump_yaml(_plain(spec))
+
+
+def spec_digest(spec: RunSpec) -> str:
+    """Return the SHA-256 (hex) of the spec's canonical JSON: sorted keys, no spaces, ASCII."""
+    text = json.dumps(_plain(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _plain(spec: RunSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", by_alias=True)

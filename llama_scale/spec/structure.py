@@ -1,0 +1,313 @@
+"""The structural part of validation: does each value have the form its field asks for?
+
+pydantic does the checking; here its findings become problems in the user's terms. A document is checked as JSON, the
+form in which ``llama-scale schema`` describes it too: a list is an array, 3.0 is the integer 3, true is no number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from llama_scale.errors import Problem
+from llama_scale.spec.base import NAME_PATTERN, PATH_PATTERN, PathContext
+from llama_scale.spec.fields import Spot, keys_at, kinds_of, literals_of, models_of, spot_at
+from llama_scale.spec.run import RunSpec
+from llama_scale.spec.scalars import parse_scalar
+from llama_scale.spec.secret import looks_secret
+
+_SHOWN = 60
+
+
+def check_structure(
+    data: Mapping[str, Any], *, context: PathContext | None = None
+) -> tuple[RunSpec | None, list[Problem]]:
+    """Return the spec that a document describes, or the problems of its form.
+
+    Args:
+        data: The document as plain data (``str`` keys, JSON values).
+        context: Gives paths their meaning; None leaves them as they are written.
+    """
+    data = {key: _integral(value) for key, value in data.items()}
+    try:
+        spec = RunSpec.model_validate_json(json.dumps(data), context=context, by_alias=True, by_name=False)
+    except ValidationError as error:
+        return None, [_translate(item, data) for item in error.errors(include_url=False)]
+    return spec, []
+
+
+def whole_sections(
+    data: Mapping[str, Any], problems: Sequence[Problem], *, context: PathContext | None = None
+) -> dict[str, Any]:
+    """Return the sections without structural problems as models, so that rules can still be checked on them.
+
+    Sections that the document leaves out and that have a default are whole too.
+    """
+    broken = {problem.path[0] for problem in problems if problem.path}
+    sections: dict[str, Any] = {}
+    for name, field in RunSpec.model_fields.items():
+        if name in broken:
+            continue
+        if name in data:
+            adapter: TypeAdapter[Any] = TypeAdapter(_annotation(field))
+            text = json.dumps(_integral(data[name]))
+            try:
+                sections[name] = adapter.validate_json(text, context=context, by_alias=True, by_name=False)
+            except ValidationError:  # a constraint of the field itself, such as the union's tag: reported already
+                continue
+        elif not field.is_required():
+            sections[name] = field.get_default(call_default_factory=True)
+    return sections
+
+
+def _annotation(field: FieldInfo) -> Any:
+    """Return a field's type with its constraints and its discriminator."""
+    return Annotated[field.annotation, field]  # type: ignore[valid-type]
+
+
+def show(value: object) -> str:
+    """Write a value as it stands in YAML, short, and never a secret."""
+    if isinstance(value, str):
+        if looks_secret(value):
+            return "(hidden: it looks like a secret)"
+        text = json.dumps(value, ensure_ascii=False).replace("\\\\", "\\")
+        text = f"'{text[1:-1]}'"
+    elif isinstance(value, Mapping):
+        return "a mapping"
+    elif isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    else:
+        text = json.dumps(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def suggest(word: object, choices: Sequence[str]) -> str:
+    """Return "did you mean ...?" where a choice is near, else the list of choices."""
+    near = get_close_matches(str(word).lower(), [c.lower() for c in choices], n=1, cutoff=0.6)
+    for choice in choices:
+        if near and choice.lower() == near[0]:
+            return f"did you mean {choice!r}?"
+    return f"use {alternatives(choices)}" if choices else "remove it"
+
+
+def alternatives(choices: Sequence[object], *, last: str = "or") -> str:
+    """Write choices as "a, b or c"."""
+    words = [str(choice) for choice in choices]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def _integral(value: Any) -> Any:
+    """Make floats without a fraction integers, as JSON Schema sees them: ``tokens: 1e9`` is a whole number."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_integral(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _integral(item) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """One finding of pydantic with the document's own path and value."""
+
+    kind: str
+    path: tuple[str | int, ...]
+    value: Any
+    limits: Mapping[str, Any]
+    text: str
+    data: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return str(self.path[-1]) if self.path else ""
+
+    def siblings(self) -> tuple[str, ...]:
+        """Return the keys that the mapping around this value may have."""
+        parent: Any = self.data
+        for part in self.path[:-1]:
+            parent = parent[part]
+        return keys_at(RunSpec, self.path[:-1], self.data, parent)
+
+
+def _translate(error: Mapping[str, Any], data: Mapping[str, Any]) -> Problem:
+    path, value = _document_path(error["loc"], data)
+    finding = _Finding(error["type"], path, value, error.get("ctx", {}), error["msg"], data)
+    rule = _RULES.get(finding.kind, _other)
+    message, hint, code = rule(finding)
+    return Problem(path=path, message=message, hint=hint, code=code)
+
+
+def _document_path(loc: Sequence[str | int], data: Any) -> tuple[tuple[str | int, ...], Any]:
+    """Drop the union tags that pydantic puts between a section and its keys; return the path and the value there."""
+    path: list[str | int] = []
+    here: Any = data
+    spot: Spot | None = Spot(RunSpec)
+    for part in loc:
+        models = models_of(spot.annotation) if spot else ()
+        if len(models) > 1 and any(part in kinds_of(model) for model in models):
+            spot = Spot(next(model for model in models if part in kinds_of(model)))
+            continue
+        path.append(part)
+        spot = spot.below(part, here) if spot else None
+        if isinstance(here, dict):
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int):
+            here = here[part] if part < len(here) else None
+        else:
+            here = None
+    return tuple(path), here
+
+
+_Told = tuple[str, str, str]
+"""Message, hint and code of a problem."""
+
+
+def _missing(finding: _Finding) -> _Told:
+    if finding.path and isinstance(finding.path[-1], int):
+        return f"{len(finding.path) and finding.path[-1]} values are too few", "see the field's description", "length"
+    if finding.key == "kind":
+        kinds = _kinds_around(finding)
+        return (
+            "the key 'kind' is missing: it tells which form this section has",
+            f"write kind: {alternatives(kinds)}",
+            "missing",
+        )
+    return f"the required key {finding.key!r} is missing", "add it", "missing"
+
+
+def _kinds_around(finding: _Finding) -> tuple[str, ...]:
+    spot = spot_at(RunSpec, finding.path[:-1], finding.data)
+    return tuple(kind for model in models_of(spot.annotation) for kind in kinds_of(model)) if spot else ()
+
+
+def _unknown_key(finding: _Finding) -> _Told:
+    return f"unknown key {finding.key!r}", suggest(finding.key, finding.siblings()), "unknown-key"
+
+
+def _no_kind(finding: _Finding) -> _Told:
+    spot = spot_at(RunSpec, finding.path, finding.data)
+    kinds = [kind for model in models_of(spot.annotation) for kind in kinds_of(model)] if spot else []
+    return (
+        "the key 'kind' is missing: it tells which form this section has",
+        f"write kind: {alternatives(kinds)}",
+        "missing",
+    )
+
+
+def _bad_kind(finding: _Finding) -> _Told:
+    spot = spot_at(RunSpec, finding.path, finding.data)
+    kinds = [kind for model in models_of(spot.annotation) for kind in kinds_of(model)] if spot else []
+    given = finding.value.get("kind") if isinstance(finding.value, dict) else None
+    return f"kind: {show(given)} is not known here", _suggest_all(given, kinds), "unknown-kind"
+
+
+def _bad_choice(finding: _Finding) -> _Told:
+    spot = spot_at(RunSpec, finding.path, finding.data)
+    choices = [str(choice) for choice in literals_of(spot.annotation)] if spot else []
+    return (
+        f"{show(finding.value)} is not one of the values allowed here",
+        _suggest_all(finding.value, choices),
+        "choice",
+    )
+
+
+def _suggest_all(given: object, choices: Sequence[str]) -> str:
+    """Name the near choice first, then all of them."""
+    near = suggest(given, choices)
+    return f"{near} ({alternatives(choices)})" if near.startswith("did") and len(choices) > 1 else near
+
+
+def _bound(word: str, limit: str) -> Callable[[_Finding], _Told]:
+    def told(finding: _Finding) -> _Told:
+        bound = finding.limits[limit]
+        return (
+            f"{show(finding.value)} must be {word} {bound:g}"
+            if isinstance(bound, float)
+            else (f"{show(finding.value)} must be {word} {bound}"),
+            "",
+            "range",
+        )
+
+    return told
+
+
+def _length(finding: _Finding) -> _Told:
+    low, high = finding.limits.get("min_length"), finding.limits.get("max_length")
+    rule = f"at least {low}" if low is not None else f"at most {high}"
+    return f"{show(finding.value)} items; the field takes {rule}", "", "length"
+
+
+def _pattern(finding: _Finding) -> _Told:
+    pattern = finding.limits["pattern"]
+    rule, hint = _PATTERN_RULES.get(pattern, (f"must match {pattern}", ""))
+    return f"{show(finding.value)} {rule}", hint, "pattern"
+
+
+def _own(finding: _Finding) -> _Told:
+    message, _, hint = str(finding.limits["error"]).partition("; ")
+    return message, hint, "value"
+
+
+def _type(finding: _Finding) -> _Told:
+    wanted = _TYPES[finding.kind]
+    hint = ""
+    if finding.kind == "string_type" and isinstance(finding.value, int | float | bool):
+        hint = f'put it in quotes: "{show(finding.value)}"'
+    elif finding.kind in ("int_type", "float_type", "bool_type") and isinstance(finding.value, str):
+        hint = "remove the quotes" if _is_number(finding.value) else ""
+    if finding.value is None:
+        return f"the value is missing (null); {wanted} is needed", "", "type"
+    return f"{show(finding.value)} is not {wanted}", hint, "type"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not isinstance(parse_scalar(text), str)
+    except ValueError:
+        return False
+
+
+def _other(finding: _Finding) -> _Told:
+    return f"{show(finding.value)} is refused: {finding.text}", "", finding.kind.replace("_", "-")
+
+
+_PATTERN_RULES = {
+    NAME_PATTERN: (
+        "is not a name",
+        "use letters, digits, '.', '_' and '-', at most 64, the first a letter or a digit",
+    ),
+    PATH_PATTERN: ("is not a path", "write a path that is not empty and holds no NUL"),
+}
+_TYPES = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+_RULES: dict[str, Callable[[_Finding], _Told]] = {
+    **dict.fromkeys(_TYPES, _type),
+    "missing": _missing,
+    "extra_forbidden": _unknown_key,
+    "union_tag_not_found": _no_kind,
+    "union_tag_invalid": _bad_kind,
+    "literal_error": _bad_choice,
+    "greater_than": _bound("greater than", "gt"),
+    "greater_than_equal": _bound("at least", "ge"),
+    "less_than": _bound("less than", "lt"),
+    "less_than_equal": _bound("at most", "le"),
+    "too_short": _length,
+    "too_long": _length,
+    "string_pattern_mismatch": _pattern,
+    "value_error": _own,
+}
