@@ -1,0 +1,157 @@
+"""Language-model loss over a vocabulary that may be divided by tensor parallelism, fused with the output layer.
+
+Shape letters: N tokens, H hidden, V rows of the vocabulary that exist on this rank (padding rows take no part).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+_BLOCK_ELEMENTS = 1 << 20
+"""Logits that are turned into probabilities at once: they stay in the cache (4 MiB)."""
+
+_CHUNK_ELEMENTS = 1 << 27
+"""Logits that exist at once: a bound on memory (512 MiB); the gradient's matrix products run over a whole chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyRows:
+    """The rows of the output layer that a tensor parallel rank holds.
+
+    Args:
+        start: Token id of the first row.
+        count: Rows that are tokens; the rows behind them are padding.
+        group: Tensor parallel group, None for one rank.
+    """
+
+    start: int
+    count: int
+    group: dist.ProcessGroup | None
+
+
+def linear_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, *, labels: torch.Tensor, mask: torch.Tensor, rows: VocabularyRows
+) -> torch.Tensor:
+    """Return the sum over tokens of ``mask * -log softmax(hidden @ weight.T)[label]``, equal on all tensor ranks.
+
+    Args:
+        hidden: ``[N, H]``. Its gradient here is this rank's rows' part: the caller's autograd sums it over the tensor
+            parallel group.
+        weight: Output layer ``[padded V, H]``; padding rows get zero gradient.
+        labels: ``[N]``, token ids of the whole vocabulary.
+        mask: ``[N]``, fp32.
+        rows: Which rows of the vocabulary ``weight`` holds.
+    """
+    return _LinearLoss.apply(hidden, weight, (labels, mask), rows)
+
+
+class _LinearLoss(torch.autograd.Function):
+    """The gradient is computed with the loss, chunk by chunk, so that logits are neither kept nor copied."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, rows: VocabularyRows):
+        labels, mask = targets
+        existing = weight[: rows.count]
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = None
+        tokens = hidden.shape[0]
+        step = max(1, min(tokens, _CHUNK_ELEMENTS // max(1, rows.count)))
+        for start in range(0, tokens, step):
+            part = slice(start, min(start + step, tokens))
+            logits = (hidden[part] @ existing.t()).float()
+            loss = _loss_and_gradient(logits, labels[part], mask[part], rows, gradient=wants_hidden or wants_weight)
+            total += loss
+            grad = logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, existing, out=grad_hidden[part])
+            if wants_weight:
+                grad_weight = _accumulate(grad_weight, grad, hidden[part], weight=weight, rows=rows)
+        ctx.gradients = grad_hidden, grad_weight
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        grad_hidden, grad_weight = ctx.gradients
+        del ctx.gradients
+        # Nearly always 1; on CUDA looking would cost more than multiplying.
+        if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
+            for grad in (grad_hidden, grad_weight):
+                if grad is not None:
+                    grad.mul_(grad_loss)
+        return grad_hidden, grad_weight, None, None
+
+
+def _accumulate(
+    total: torch.Tensor | None,
+    grad_NV: torch.Tensor,
+    hidden_NH: torch.Tensor,
+    *,
+    weight: torch.Tensor,
+    rows: VocabularyRows,
+) -> torch.Tensor:
+    if total is None:
+        total = torch.empty_like(weight)
+        total[rows.count :].zero_()
+        torch.mm(grad_NV.t(), hidden_NH, out=total[: rows.count])
+        return total
+    total[: rows.count].addmm_(grad_NV.t(), hidden_NH)
+    return total
+
+
+def _loss_and_gradient(
+    logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, rows: VocabularyRows, *, gradient: bool
+) -> torch.Tensor:
+    """Return the masked loss sum of fp32 ``logits [N, V]`` and turn them, in place, into its gradient."""
+    local = labels - rows.start
+    here = (local >= 0) & (local < rows.count)
+    local = local.clamp(0, max(0, rows.count - 1)).unsqueeze(1)
+    maximum, sums, target = _local_statistics(logits, local, here)
+    if rows.group is not None:
+        maximum, sums, target, scale = _over_group(maximum, sums, target, rows.group)
+    else:
+        scale = None
+    loss = ((sums.log() + maximum - target) * mask).sum()
+    if gradient and rows.count:
+        factor = mask / sums if scale is None else mask * scale / sums
+        size = max(1, _BLOCK_ELEMENTS // rows.count)
+        for block, block_factor in zip(logits.split(size), factor.unsqueeze(1).split(size), strict=True):
+            block.mul_(block_factor)
+        logits.scatter_add_(1, local, torch.where(here, -mask, 0.0).unsqueeze(1))
+    return loss
+
+
+def _local_statistics(
+    logits: torch.Tensor, local: torch.Tensor, here: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return each row's maximum, sum of ``exp(x - maximum)`` and label's logit (0 if elsewhere); exp in place."""
+    tokens, vocab = logits.shape
+    if vocab == 0:
+        none = logits.new_zeros(tokens)
+        return torch.full_like(none, -torch.inf), none, none
+    target = torch.where(here, logits.gather(1, local).squeeze(1), 0.0)
+    maximum = logits.new_empty(tokens)
+    sums = logits.new_empty(tokens)
+    for start in range(0, tokens, max(1, _BLOCK_ELEMENTS // vocab)):
+        part = slice(start, start + max(1, _BLOCK_ELEMENTS // vocab))
+        block = logits[part]
+        torch.amax(block, dim=1, out=maximum[part])
+        block.sub_(maximum[part].unsqueeze(1)).exp_()
+        torch.sum(block, dim=1, out=sums[part])
+    return maximum, sums, target
+
+
+def _over_group(
+    maximum: torch.Tensor, sums: torch.Tensor, target: torch.Tensor, group: dist.ProcessGroup
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Combine the ranks' statistics in one exchange; the last value rescales this rank's exponentials."""
+    own = torch.stack((maximum, sums, target))
+    everyone = own.new_empty(group.size(), *own.shape)
+    dist.all_gather_into_tensor(everyone.view(-1), own.view(-1), group=group)
+    highest = everyone[:, 0].amax(0)
+    total = (everyone[:, 1] * (everyone[:, 0] - highest).exp()).sum(0)
+    return highest, total, everyone[:, 2].sum(0), (maximum - highest).exp()

@@ -1,0 +1,187 @@
+"""LLaMA on Megatron-Core's layers, built once for every engine.
+
+Shape letters: B batch, S sequence, H hidden, V vocabulary rows of this rank without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from llama_scale.layout.parameters import padded_vocab_size
+from llama_scale.spec.model import ModelShape
+from llama_scale.train import cpu
+from llama_scale.train.attention import document_mask
+from llama_scale.train.config import transformer_config
+from llama_scale.train.initialize import initialize_chunks
+from llama_scale.train.layers import block_spec
+from llama_scale.train.loss import VocabularyRows, linear_loss
+from llama_scale.train.names import logical_parameters
+from llama_scale.train.rope import inverse_frequencies, rotation
+from llama_scale.train.versions import GPTModel, TransformerConfig, parallel_state, tensor_parallel
+
+if TYPE_CHECKING:
+    from llama_scale.plan.run_plan import RunPlan
+    from llama_scale.plan.stages import Chunk
+    from llama_scale.plan.topology import Coordinates
+    from llama_scale.spec.run import RunSpec
+    from llama_scale.train.engine import MicroBatch
+
+
+class LlamaModel(GPTModel):
+    """One model chunk: embedding, consecutive layers, final norm and output layer, as far as the chunk has them.
+
+    Args:
+        config: Settings of the layers.
+        shape: The model's numbers.
+        chunk: What this chunk holds.
+        padded_vocab: Rows of embedding and output layer over all ranks, padding included.
+        virtual_rank: Number of this chunk on its pipeline rank; None without virtual stages.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        shape: ModelShape,
+        chunk: Chunk,
+        padded_vocab: int,
+        virtual_rank: int | None,
+    ) -> None:
+        super().__init__(
+            config,
+            block_spec(config, len(chunk.layers)),
+            vocab_size=padded_vocab,
+            max_sequence_length=shape.max_position_embeddings,
+            pre_process=chunk.has_embedding,
+            post_process=chunk.has_head,
+            share_embeddings_and_output_weights=shape.tie_word_embeddings,
+            position_embedding_type="none",
+            parallel_output=True,
+            vp_stage=virtual_rank,
+        )
+        self.shape = shape
+        self.rows = _vocabulary_rows(shape.vocab_size, padded_vocab)
+        self.inverse_frequencies = inverse_frequencies(shape)
+
+    def forward(self, batch: MicroBatch, *, with_loss: bool = True) -> torch.Tensor:
+        """Run this chunk on a micro-batch; input of later stages is set by Megatron-Core's schedule.
+
+        Args:
+            batch: Tensors ``[B, S]``.
+            with_loss: On the last chunk, return the loss, not logits.
+
+        Returns:
+            Hidden states ``[S, B, H]`` of a chunk without head; else the summed loss over unmasked tokens (a scalar),
+            or logits ``[B, S, V]`` of this rank's part of the vocabulary, without padding.
+        """
+        hidden = self.hidden_states(batch)
+        if not self.post_process:
+            return hidden
+        hidden = self.whole_sequence(hidden)
+        if with_loss:
+            labels = batch["labels"].transpose(0, 1).reshape(-1)
+            mask = batch["loss_mask"].transpose(0, 1).reshape(-1).float()
+            return linear_loss(hidden.flatten(0, 1), self.head_weight(), labels=labels, mask=mask, rows=self.rows)
+        return (hidden @ self.head_weight()[: self.rows.count].t()).transpose(0, 1)
+
+    def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
+        """Return ``[S, B, H]`` after this chunk's layers (and final norm); S of this rank if sequence parallel."""
+        positions = batch["position_ids"]
+        documents = batch.get("documents")
+        return self.decoder(
+            hidden_states=self.embedding(batch["tokens"], positions) if self.pre_process else None,
+            attention_mask=None if documents is None else document_mask(documents),
+            rotary_pos_emb=rotation(self.inverse_frequencies, positions, dtype=self.config.params_dtype),
+        )
+
+    def whole_sequence(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Enter the column-parallel output layer: gather the sequence, sum gradients over the tensor group."""
+        if self.rows.group is None:
+            return hidden
+        if self.config.sequence_parallel:
+            return tensor_parallel.gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=True, group=self.rows.group
+            )
+        return tensor_parallel.copy_to_tensor_model_parallel_region(hidden, group=self.rows.group)
+
+    def head_weight(self) -> torch.Tensor:
+        """Return the output layer's matrix ``[padded V, H]``: its own, or the embedding's when tied."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+    def gather_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Join the ranks' parts ``[B, S, V]`` into logits of the whole vocabulary, equal on all tensor ranks."""
+        if self.rows.group is None:
+            return logits
+        # The parts differ in width: padding sits on the last ranks.
+        width = self.output_layer.output_size_per_partition
+        wide = logits.new_zeros(*logits.shape[:-1], width)
+        wide[..., : logits.shape[-1]] = logits
+        parts = [torch.empty_like(wide) for _ in range(self.rows.group.size())]
+        torch.distributed.all_gather(parts, wide, group=self.rows.group)
+        return torch.cat(parts, dim=-1)[..., : self.shape.vocab_size]
+
+
+def _vocabulary_rows(vocab_size: int, padded_vocab: int) -> VocabularyRows:
+    tp_size = parallel_state.get_tensor_model_parallel_world_size()
+    width = padded_vocab // tp_size
+    start = parallel_state.get_tensor_model_parallel_rank() * width
+    return VocabularyRows(
+        start=start,
+        count=max(0, min(width, vocab_size - start)),
+        group=parallel_state.get_tensor_model_parallel_group() if tp_size > 1 else None,
+    )
+
+
+def build_chunks(
+    spec: RunSpec, plan: RunPlan, coordinates: Coordinates, *, initialize: bool = True
+) -> list[LlamaModel]:
+    """Build this rank's model chunks on its device.
+
+    ``train.distributed.initialize`` has been called with the plan's topology.
+
+    Args:
+        spec: The run; its model, precision, recompute and parallel sections matter here.
+        plan: Its plan.
+        coordinates: This rank's place.
+        initialize: Fill the weights from the spec's seed; otherwise they are undefined until a checkpoint is loaded.
+    """
+    cpu.adapt()
+    config = transformer_config(spec, plan)
+    padded = padded_vocab_size(plan.shape.vocab_size, tp_size=plan.topology.tp_size, multiple=plan.vocab_pad_multiple)
+    stage = plan.stages[coordinates.pp_rank]
+    with cpu.construction():
+        chunks = [
+            LlamaModel(
+                config,
+                shape=plan.shape,
+                chunk=chunk,
+                padded_vocab=padded,
+                virtual_rank=virtual_rank if len(stage) > 1 else None,
+            )
+            for virtual_rank, chunk in enumerate(stage)
+        ]
+    for local in logical_parameters(chunks, plan, coordinates):
+        _mark_sharding(local.tensor, local.parameter.tp_dim)
+    if initialize:
+        initialize_chunks(chunks, plan, coordinates, seed=spec.seed, std=spec.model.init_std)
+    return chunks
+
+
+def _mark_sharding(tensor: torch.nn.Parameter, tp_dim: int | None) -> None:
+    """Tell Megatron-Core which tensors differ between tensor ranks: it marks them only when it fills them itself."""
+    if tp_dim is not None and not getattr(tensor, "tensor_model_parallel", False):
+        tensor.tensor_model_parallel = True
+        tensor.partition_dim = min(tp_dim, tensor.dim() - 1)
+        tensor.partition_stride = 1
+
+
+def named_layers(chunks: list[LlamaModel]) -> Iterator[tuple[int, torch.nn.Module]]:
+    """Yield each transformer layer of this rank with its global number, in the order of the forward pass."""
+    for chunk in chunks:
+        for layer in chunk.decoder.layers:
+            yield layer.layer_number - 1, layer
