@@ -1,0 +1,158 @@
+"""Folders of a conversion: outputs that appear whole or not at all, and where a source's weights are."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from llama_scale.checkpoint.manifest import MANIFEST, newest_complete
+from llama_scale.errors import ConvertError
+
+ORIGIN = "hf"
+"""Subfolder of an imported checkpoint that keeps the Hugging Face folder's config and tokenizer for the way back."""
+
+REPORT = "report.json"
+
+_KEPT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+_KEPT_PREFIXES = ("config", "generation_config", "tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges")
+
+
+class Progress(Protocol):
+    """Be told how far a long conversion is."""
+
+    def start(self, label: str, total: int) -> None:
+        """Begin a phase of so many bytes."""
+
+    def advance(self, amount: int) -> None:
+        """Report bytes done."""
+
+
+class Silence:
+    """Report nothing."""
+
+    def start(self, label: str, total: int) -> None:
+        """Do nothing."""
+
+    def advance(self, amount: int) -> None:
+        """Do nothing."""
+
+
+def check_target(target: Path) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        ConvertError: The folder exists and is not empty, is a file, or its parent cannot be made.
+    """
+    if target.is_dir():
+        if any(target.iterdir()):
+            raise ConvertError(f"{target} exists and is not empty; give a new folder, or remove it first")
+    elif target.exists() or target.is_symlink():
+        raise ConvertError(f"{target} exists and is no folder; give the name of a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``target``; it is removed unless the body renames it or ends well.
+
+    When the body ends without an error and the temporary folder is still there, it becomes ``target``.
+
+    Raises:
+        ConvertError: ``target`` exists, or nothing can be written there.
+    """
+    check_target(target)
+    # Absolute, because "x" and "x/." have other parents.
+    target = Path(os.path.abspath(target))  # noqa: PTH100 - Path.absolute keeps ".."
+    tmp = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tmp.mkdir()
+    except OSError as error:
+        raise ConvertError(f"cannot write to {target.parent}: {error.strerror}; check its permissions") from error
+    try:
+        yield tmp
+        if tmp.exists():
+            tmp.rename(target)
+    except OSError as error:
+        raise ConvertError(f"cannot write {target}: {error.strerror or error}; nothing was left there") from error
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None if there is no such file.
+
+    Raises:
+        ConvertError: The file holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConvertError(f"{path} holds {type(value).__name__}, not an object")
+    return value
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the config, tokenizer and template files of a Hugging Face folder; no weights, no indexes."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file()
+        and (
+            (path.suffix in _KEPT_SUFFIXES and path.name.startswith(_KEPT_PREFIXES))
+            or path.name.startswith("chat_template")
+        )
+    )
+
+
+def keep_origin(source: Path, checkpoint: Path) -> None:
+    """Copy a Hugging Face folder's config and tokenizer into a checkpoint that is made from it."""
+    origin = checkpoint / ORIGIN
+    origin.mkdir()
+    for path in tokenizer_files(source):
+        shutil.copyfile(path, origin / path.name)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a user means: the folder itself, or the newest complete one of a run.
+
+    Raises:
+        ConvertError: The path is neither a checkpoint nor a run with one.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    if not path.is_dir():
+        raise ConvertError(
+            f"{path} does not exist; give a run folder or a checkpoint, e.g. RUN/checkpoints/step-00000100"
+        )
+    for folder in (path / "checkpoints", path):
+        newest = newest_complete(folder)
+        if newest is not None:
+            return newest
+    if (path / "checkpoints").is_dir():
+        raise ConvertError(f"the run {path} has no complete checkpoint yet; let it save one (`llama-scale stop` saves)")
+    if (path / "config.json").is_file():
+        raise ConvertError(
+            f"{path} is a Hugging Face folder, no checkpoint; `llama-scale convert import` makes one of it"
+        )
+    raise ConvertError(f"{path} is neither a run folder nor a checkpoint: it has no manifest.json and no checkpoints/")
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run folder that a checkpoint lies in, or None for a checkpoint of its own."""
+    run = checkpoint.resolve().parent.parent
+    return run if (run / "spec.yaml").is_file() and checkpoint.resolve().parent.name == "checkpoints" else None

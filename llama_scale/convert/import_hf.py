@@ -1,0 +1,260 @@
+"""Import: a Hugging Face folder becomes a checkpoint of any layout, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from llama_scale.checkpoint.manifest import Manifest
+from llama_scale.checkpoint.pieces import Piece
+from llama_scale.checkpoint.writer import ShardWriter, build_manifest, check_free_space, commit
+from llama_scale.convert.folders import REPORT, Progress, Silence, check_target, keep_origin, new_folder, write_json
+from llama_scale.convert.hf_config import read_shape
+from llama_scale.convert.hf_weights import HfWeights, tensor_sha256
+from llama_scale.convert.ledger import Ledger
+from llama_scale.convert.mapping import HF_EMBEDDING, HF_HEAD, hf_tensors, slices_of
+from llama_scale.convert.shards import Layout, check_layout, padding_rows, shard_parts
+from llama_scale.errors import CheckpointError, ConvertError
+from llama_scale.layout.boxes import Box
+from llama_scale.layout.parameters import Parameter, iter_parameters
+from llama_scale.spec.model import ModelShape
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Formats of weights that native checkpoints and exports have."""
+
+_BUFFER = re.compile(r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq")
+_BASE_BYTES = 400 << 20  # Python, torch and their libraries
+
+
+def import_hf(
+    source: Path,
+    target: Path,
+    *,
+    layout: Layout,
+    dtype: str | None = None,
+    max_ram_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the weights of a Hugging Face folder as a checkpoint (step 0, no optimizer state).
+
+    Args:
+        source: Folder with config.json and safetensors.
+        target: New checkpoint folder; it appears when everything is written and checked.
+        layout: How the tensors are cut into shards. Any layout reads any checkpoint; its own reads it fastest.
+        dtype: ``fp32`` or ``bf16``; None keeps the files'.
+        max_ram_bytes: Refuse before starting if more memory may be needed.
+        progress: Is told of the bytes written.
+
+    Raises:
+        ConvertError: The folder is no LLaMA that can be converted (see ``read_shape``, ``HfWeights``), a tensor
+            is missing, unknown or of another shape, the layout does not divide the model, or writing failed.
+    """
+    check_target(target)
+    shape = read_shape(source)
+    weights = HfWeights(source)
+    stages = check_layout(shape, layout)
+    ignored = check_inventory(weights, shape)
+    chosen = choose_dtype(weights, shape, dtype)
+    ledger = Ledger(
+        sources={name: tensor.shape for name, tensor in hf_tensors(shape).items()},
+        targets={p.name: p.shape for p in iter_parameters(shape)},
+    )
+    for name, reason in ignored.items():
+        ledger.ignore(name, reason)
+    parts = list(shard_parts(shape, layout, stages))
+    _check_ram(parts, dtype=chosen, limit=max_ram_bytes)
+    total = sum(box.numel for rank in parts for _, box in rank) * chosen.itemsize
+    reporter = progress or Silence()
+    reporter.start("importing", total)
+    try:
+        with new_folder(target) as tmp:
+            check_free_space(tmp, needed_bytes=[total])
+            copier = _Copier(weights, shape=shape, dtype=chosen, ledger=ledger, progress=reporter)
+            written = []
+            for rank, rows in enumerate(parts):
+                writer = ShardWriter(tmp / f"shard-{rank:05d}.safetensors")
+                for parameter, box in rows:
+                    piece = Piece(group="model", name=parameter.name, box=box, flat_start=None, numel=box.numel)
+                    writer.add_lazy(
+                        piece, global_shape=parameter.shape, dtype=chosen, load=copier.loader(parameter, box)
+                    )
+                written.append(writer.finish())
+            ledger.balance()
+            manifest = build_manifest(
+                written,
+                step=0,
+                samples=0,
+                engine="import",
+                topology={
+                    "dp_size": 1,
+                    "tp_size": layout.tp_size,
+                    "pp_size": layout.pp_size,
+                    "stages": tuple(tuple(chunk.layers for chunk in chunks) for chunks in stages),
+                },
+                shape=shape,
+                vocab_pad_multiple=layout.vocab_pad_multiple,
+            )
+            for name, entry in manifest.tensors["model"].items():
+                ledger.digest_target(name, f"piecewise:{entry.digest}")
+            keep_origin(source, tmp)
+            write_json(
+                tmp / REPORT,
+                {
+                    "kind": "import",
+                    "source": str(source),
+                    "dtype": str(chosen).removeprefix("torch."),
+                    "layout": {"tensor": layout.tp_size, "pipeline": layout.pp_size, "virtual": layout.vp_size},
+                    "padding_rows_in_memory": padding_rows(shape, layout),
+                    **ledger.report(),
+                },
+            )
+            commit(tmp, target, manifest)
+    except CheckpointError as error:
+        raise ConvertError(str(error)) from error
+    return manifest
+
+
+def check_inventory(weights: HfWeights, shape: ModelShape) -> dict[str, str]:
+    """Compare the folder's tensors with those the config asks for.
+
+    Returns:
+        Tensors that carry no weight of their own -> why they are left out.
+
+    Raises:
+        ConvertError: Tensors are missing, unknown, of another shape, or an output layer contradicts the config.
+    """
+    wanted = hf_tensors(shape)
+    missing = [name for name in wanted if name not in weights.names]
+    if missing:
+        hint = "the folder is incomplete"
+        if missing == [HF_HEAD]:
+            hint = "config.json says tie_word_embeddings=false; set it to true if the model uses its embedding twice"
+        raise ConvertError(f"{weights.folder} has no tensor {_shown(missing)}; {hint}")
+    ignored: dict[str, str] = {}
+    unknown = []
+    for name in weights.names:
+        if name in wanted:
+            continue
+        if _BUFFER.fullmatch(name):
+            ignored[name] = "buffer of older transformers, computed anew from rope_theta"
+        elif name == HF_HEAD and shape.tie_word_embeddings:
+            _check_tied(weights)
+            ignored[name] = f"equal to {HF_EMBEDDING}, which config.json ties it to"
+        else:
+            unknown.append(name)
+    if unknown:
+        raise ConvertError(
+            f"{weights.folder} has the tensor {_shown(unknown)}, which a LLaMA of this config.json does not have; "
+            "convert the model without it, or mend config.json"
+        )
+    for name, tensor in wanted.items():
+        if weights.shape(name) != tensor.shape:
+            raise ConvertError(
+                f"{weights.folder}: {name} has the shape {list(weights.shape(name))}, config.json asks for "
+                f"{list(tensor.shape)}; one of the two is of another model"
+            )
+    return ignored
+
+
+def _check_tied(weights: HfWeights) -> None:
+    if weights.shape(HF_HEAD) != weights.shape(HF_EMBEDDING) or not torch.equal(
+        weights.map(HF_HEAD), weights.map(HF_EMBEDDING)
+    ):
+        raise ConvertError(
+            f"{weights.folder}: config.json says tie_word_embeddings=true, but {HF_HEAD} differs from {HF_EMBEDDING}; "
+            "set it to false to keep both, or remove the tensor"
+        )
+    weights.release(HF_HEAD)
+    weights.release(HF_EMBEDDING)
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def choose_dtype(weights: HfWeights, shape: ModelShape, asked: str | None) -> torch.dtype:
+    """Return the checkpoint's element type: the one asked for, or the files' own where that is possible.
+
+    Raises:
+        ConvertError: The files hold integers (a quantized model), or nothing was asked for and they hold fp16 or
+            several types.
+    """
+    found = {weights.dtype(name) for name in hf_tensors(shape)}
+    strange = {dtype for dtype in found if not dtype.is_floating_point}
+    if strange:
+        raise ConvertError(f"{weights.folder} holds {_dtypes(strange)}: a quantized model; convert the original one")
+    if asked is not None:
+        return DTYPES[asked]
+    if len(found) > 1 or not found <= set(DTYPES.values()):
+        raise ConvertError(
+            f"{weights.folder} holds {_dtypes(found)}; choose --dtype fp32 (exact) or --dtype bf16 (rounds)"
+        )
+    return found.pop()
+
+
+def _dtypes(dtypes: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+
+
+def _check_ram(parts: list[list[tuple[Parameter, Box]]], *, dtype: torch.dtype, limit: int | None) -> None:
+    largest, parameter = max(((box.numel, p) for rank in parts for p, box in rank), key=lambda row: row[0])
+    # A piece, the pages of its source while it is copied, and one more copy where the element type changes.
+    needed = _BASE_BYTES + 3 * largest * max(dtype.itemsize, 4)
+    if limit is not None and needed > limit:
+        raise ConvertError(
+            f"up to {needed / 1e9:.2f} GB of memory may be needed for {parameter.name}, --max-ram allows "
+            f"{limit / 1e9:.2f}; allow more, or use a larger --tensor, which cuts it into smaller pieces"
+        )
+
+
+class _Copier:
+    """Cut pieces out of the source and enter each copy in the ledger."""
+
+    def __init__(
+        self, weights: HfWeights, *, shape: ModelShape, dtype: torch.dtype, ledger: Ledger, progress: Progress
+    ) -> None:
+        self._weights = weights
+        self._shape = shape
+        self._dtype = dtype
+        self._ledger = ledger
+        self._progress = progress
+        self._hashed: set[str] = set()
+        self._mapped: set[str] = set()
+
+    def loader(self, parameter: Parameter, box: Box) -> Callable[[], torch.Tensor]:
+        """Return the function that makes one piece when its turn to be written comes."""
+        return lambda: self._load(parameter, box)
+
+    def _load(self, parameter: Parameter, box: Box) -> torch.Tensor:
+        for name in self._mapped:
+            self._weights.release(name)
+        self._mapped.clear()
+        out: torch.Tensor | None = None
+        for whole in slices_of(parameter, self._shape):
+            part = whole.within(box)
+            if part is None:
+                continue
+            source = self._source(part.hf_name)[part.hf_box.slices_within(Box.whole(self._weights.shape(part.hf_name)))]
+            self._ledger.copy(
+                source=part.hf_name, source_box=part.hf_box, target=parameter.name, target_box=part.native_box
+            )
+            if part.native_box == box and source.dtype == self._dtype and source.is_contiguous():
+                out = source.view(box.shape)  # the file's own pages: no copy
+                break
+            if out is None:
+                out = torch.empty(box.shape, dtype=self._dtype)
+            out[part.native_box.slices_within(box)] = source
+        assert out is not None
+        self._progress.advance(out.numel() * out.element_size())
+        return out
+
+    def _source(self, name: str) -> torch.Tensor:
+        tensor = self._weights.map(name)
+        self._mapped.add(name)
+        if name not in self._hashed:
+            self._hashed.add(name)
+            self._ledger.digest_source(name, f"sha256:{tensor_sha256(tensor)}")
+        return tensor
