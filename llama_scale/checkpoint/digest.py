@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 
 from llama_scale.checkpoint.pieces import Piece
+from llama_scale.checkpoint.safetensors_file import flat_view
 
 if TYPE_CHECKING:
     from llama_scale.checkpoint.manifest import TensorEntry
@@ -53,7 +54,7 @@ def piece_digest(tensor: torch.Tensor, piece: Piece) -> int:
         tensor: The piece's elements in order, of any shape; on any device.
         piece: Where they belong.
     """
-    bits = tensor.detach().cpu().contiguous().view(-1).view(_BITS[tensor.element_size()]).numpy()
+    bits = flat_view(tensor, _BITS[tensor.element_size()]).numpy()
     total = 0
     for box, at in piece.sub_boxes():
         sums = bits[at : at + box.numel].reshape(-1, box.shape[-1] if box.shape else 1)

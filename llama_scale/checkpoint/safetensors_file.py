@@ -49,6 +49,14 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def flat_view(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor's bytes, row-major on the CPU, as a flat tensor of another type; a view where possible."""
+    flat = tensor.detach().cpu().reshape(-1)
+    if flat.stride(0) != 1:  # a single element keeps its old stride through `contiguous`
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(dtype)
+
+
 def layout_arrays(arrays: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> dict[str, ArraySpec]:
     """Place arrays one behind the other, widest elements first, so that each is aligned to its element size.
 

@@ -18,7 +18,7 @@ import torch
 from llama_scale.checkpoint.digest import add_digests, parameter_digest, piece_digest
 from llama_scale.checkpoint.manifest import MANIFEST, Manifest, ShardEntry, TensorEntry
 from llama_scale.checkpoint.pieces import Piece, check_cover
-from llama_scale.checkpoint.safetensors_file import dtype_name, encode_header, layout_arrays
+from llama_scale.checkpoint.safetensors_file import dtype_name, encode_header, flat_view, layout_arrays
 from llama_scale.errors import CheckpointError
 from llama_scale.layout.boxes import Box
 
@@ -126,9 +126,9 @@ class ShardWriter:
                 file.write(memoryview(header))
                 for key, spec in arrays.items():
                     piece, _, load = self._pieces[key]
-                    tensor = load().detach().cpu().contiguous()
+                    tensor = load().detach().cpu()
                     assert tensor.dtype == spec.dtype and tensor.numel() == piece.numel, key
-                    file.write(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+                    file.write(memoryview(flat_view(tensor, torch.uint8).numpy()))
                     digests[key] = f"{piece_digest(tensor, piece):016x}"
                 file.sync()
         except OSError as error:
