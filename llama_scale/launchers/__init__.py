@@ -1,0 +1,1 @@
+"""Spec and plan -> a bundle of text, and from the bundle to processes."""

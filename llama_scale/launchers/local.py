@@ -1,0 +1,65 @@
+"""Processes on this machine: a shell script that becomes the agent, which forks the ranks."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from llama_scale.errors import LaunchError, Problem, SpecError
+from llama_scale.launchers.base import Bundle, Job
+from llama_scale.launchers.environment import render_environment, worker_environment
+from llama_scale.launchers.processes import end_with_parent
+from llama_scale.launchers.template import fill
+from llama_scale.plan.run_plan import RunPlan
+from llama_scale.spec.load import dump_spec
+from llama_scale.spec.run import RunSpec
+
+
+class LocalLauncher:
+    """Start all ranks as processes of this machine."""
+
+    def render(self, spec: RunSpec, plan: RunPlan, *, python: str) -> Bundle:
+        """Return ``spec.yaml``, ``plan.json``, ``env`` and ``launch.sh``; see ``Launcher.render``."""
+        if spec.cluster.nodes != 1:
+            raise SpecError(
+                [
+                    Problem(
+                        path=("launcher", "kind"),
+                        message=f"the local launcher starts processes on this machine only, and "
+                        f"cluster.nodes={spec.cluster.nodes}",
+                        hint="set cluster.nodes to 1 and cluster.devices_per_node to the number of processes",
+                        code="launcher-nodes",
+                    )
+                ]
+            )
+        script = fill(
+            "local/launch.sh.j2",
+            processes=plan.topology.world_size,
+            threads=spec.launcher.threads_per_process or 0,
+            python=python,
+        )
+        files = {
+            "spec.yaml": dump_spec(spec),
+            "plan.json": plan.to_json(),
+            "env": render_environment(worker_environment(spec)),
+            "launch.sh": script,
+        }
+        return Bundle(files=files)
+
+    def submit(self, run: Path, *, bundle: Path, environment: Mapping[str, str], log: Path) -> Job:
+        """Run ``bash bundle/launch.sh RUN`` in a session of its own that ends when the caller dies."""
+        try:
+            with log.open("ab") as output:
+                return subprocess.Popen(
+                    ["bash", str(bundle / "launch.sh"), str(run)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=dict(environment),
+                    start_new_session=True,
+                    preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # noqa: PLW1509 - the caller has one thread
+                )
+        except OSError as error:
+            raise LaunchError(f"cannot start {bundle / 'launch.sh'}: {error.strerror or error}") from error

@@ -1,0 +1,226 @@
+"""Watch over one run: start its bundle, pass on stop requests, restart, and keep status.json true.
+
+``python -m llama_scale.runs.supervisor RUN_DIR``. It has a session of its own, so that it outlives the shell, holds
+the run folder's lock, and is the only writer of status.json. The agent ends when the supervisor dies, by whatever
+cause: the kernel sends it SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llama_scale.checkpoint.manifest import newest_complete
+from llama_scale.errors import LaunchError, LlamaScaleError
+from llama_scale.launchers.base import Job, load_launcher
+from llama_scale.launchers.processes import adopt_orphans, kill_all, list_marked, list_session, reap_children
+from llama_scale.plan.run_plan import RunPlan
+from llama_scale.runs.atomic import write_atomically
+from llama_scale.runs.folder import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder
+from llama_scale.runs.lock import RunLock
+from llama_scale.runs.outcome import Outcome, describe, judge
+from llama_scale.runs.progress import last_step
+from llama_scale.runs.records import Status
+from llama_scale.runs.restart import decide_restart
+from llama_scale.spec.load import load_spec
+from llama_scale.spec.run import RunSpec
+
+logger = logging.getLogger(__name__)
+
+_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+_WAITED = _STOP_SIGNALS | {signal.SIGCHLD}
+_POLL_S = 0.25
+_HEARTBEAT_S = 2.0
+_MARGIN_S = 10.0
+"""Seconds over the grace that the agent gets, in which it kills ranks that hang and writes its verdict."""
+
+
+class Supervisor:
+    """Run the attempts of one run folder.
+
+    Args:
+        run: The folder; its lock is held by this process.
+        spec: Its spec.
+        plan: Its plan.
+    """
+
+    def __init__(self, run: RunFolder, *, spec: RunSpec, plan: RunPlan) -> None:
+        self._run = run
+        self._spec = spec
+        self._launcher = load_launcher(spec.launcher.kind)
+        self._stop_reason: str | None = None
+        now = _utc()
+        self._status = Status(
+            state="starting",
+            supervisor_pid=os.getpid(),
+            supervisor_host=socket.gethostname(),
+            steps=plan.steps,
+            started_utc=now,
+            updated_utc=now,
+        )
+
+    def supervise(self) -> int:
+        """Run until the run has ended for good; return the exit code."""
+        restarted_from: str | None = None
+        while True:
+            attempt = self._run.next_attempt()
+            self._update(state="starting", attempt=attempt, message="starting", sync=True)
+            outcome = self._attempt(attempt)
+            newest = self._newest()
+            if outcome.state != "failed" or self._stop_requested():
+                return self._end(outcome)
+            decision = decide_restart(
+                self._spec.restart, restarts=self._status.restarts, restarted_from=restarted_from, newest=newest
+            )
+            if not decision.restart:
+                if self._spec.restart.max:
+                    logger.info("no restart: %s", decision.reason)
+                return self._end(outcome)
+            logger.warning("%s; %s", outcome.message, decision.reason)
+            restarted_from = newest or ""
+            self._update(
+                restarts=self._status.restarts + 1,
+                message=f"{outcome.message}; {decision.reason}",
+                first_failure=outcome.first_failure,
+                victims=outcome.victims,
+            )
+
+    def _attempt(self, attempt: int) -> Outcome:
+        """Start the bundle once and wait for its end; no process of it is left afterwards."""
+        marker = f"{RUN_VARIABLE}={self._run.path}"
+        environment = os.environ | {RUN_VARIABLE: str(self._run.path), ATTEMPT_VARIABLE: str(attempt)}
+        try:
+            job = self._launcher.submit(
+                self._run.path, bundle=self._run.bundle, environment=environment, log=self._run.agent_log
+            )
+        except LaunchError as error:
+            return Outcome(state="failed", exit_code=error.exit_code, message=str(error))
+        logger.info("attempt %d: agent %d", attempt, job.pid)
+        self._update(state="running", agent_pid=job.pid, agent_pgid=job.pid, message="running", sync=True)
+        status, killed = self._wait(job, marker=marker)
+        self._clean_up(job, marker=marker)
+        outcome = judge(self._run, attempt, status=status, stop_reason=self._stop_reason, killed=killed)
+        logger.info("attempt %d: status %d: %s: %s", attempt, status, outcome.state, outcome.message)
+        return outcome
+
+    def _wait(self, job: Job, *, marker: str) -> tuple[int, bool]:
+        """Return the agent's exit status, and whether it had to be killed."""
+        deadline: float | None = None
+        killed = False
+        heartbeat = time.monotonic() + _HEARTBEAT_S
+        while (status := job.poll()) is None:
+            info = signal.sigtimedwait(_WAITED, _POLL_S)
+            if info is not None and info.si_signo in _STOP_SIGNALS:
+                self._note_signal(info.si_signo)
+            now = time.monotonic()
+            if deadline is None and self._stop_requested():
+                deadline = now + self._spec.launcher.grace_s + _MARGIN_S
+                self._update(state="stopping", message=f"stopping ({self._stop_reason})", sync=True)
+                os.kill(job.pid, signal.SIGTERM)  # not reaped yet: the id cannot be another process's
+            elif deadline is not None and now > deadline and not killed:
+                logger.error("the agent did not stop in time; killing its session")
+                killed = True
+                self._kill(job, marker=marker)
+            if now > heartbeat:
+                heartbeat = now + _HEARTBEAT_S
+                self._update()
+        return status, killed
+
+    def _kill(self, job: Job, *, marker: str) -> None:
+        pids = sorted({job.pid, *list_session(job.pid), *list_marked(marker)} - {os.getpid()})
+        left = kill_all(pids)
+        if left:
+            logger.error("processes %s cannot be killed", left)
+
+    def _clean_up(self, job: Job, *, marker: str) -> None:
+        """Kill what the agent left behind (it may have been killed before it could end its ranks)."""
+        left = sorted(({*list_session(job.pid), *list_marked(marker)}) - {os.getpid(), job.pid})
+        if left:
+            logger.warning("killing processes that the agent left behind: %s", left)
+            kill_all(left)
+        reap_children()
+
+    def _stop_requested(self) -> bool:
+        if self._stop_reason is None and self._run.stop.exists():
+            self._stop_reason = "stop was requested"
+        return self._stop_reason is not None
+
+    def _note_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        logger.info("got %s: stopping", name)
+        self._stop_reason = self._stop_reason or f"the supervisor got {name}"
+
+    def _newest(self) -> str | None:
+        newest = newest_complete(self._run.checkpoints)
+        return newest.name if newest else None
+
+    def _end(self, outcome: Outcome) -> int:
+        message = outcome.message
+        if outcome.first_failure is not None and describe(outcome.first_failure) not in message:
+            message = f"{message} (first failure: {describe(outcome.first_failure)})"
+        self._update(
+            state=outcome.state,
+            exit_code=outcome.exit_code,
+            message=message,
+            first_failure=outcome.first_failure,
+            victims=outcome.victims,
+            agent_pid=None,
+            agent_pgid=None,
+            sync=True,
+        )
+        # Only now: a `stop` that waits for the end has seen it, and `resume` must not stop at once.
+        self._run.stop.unlink(missing_ok=True)
+        return outcome.exit_code
+
+    def _update(self, *, sync: bool = False, **changes: Any) -> None:
+        """Change status.json; a disk that is full must not end a run that might still save itself."""
+        line = last_step(self._run.metrics)
+        changes |= {"step": line.step if line else 0, "checkpoint": self._newest(), "updated_utc": _utc()}
+        self._status = self._status.model_copy(update=changes)
+        try:
+            write_atomically(self._run.status, self._status.model_dump_json(indent=2) + "\n", sync=sync)
+        except OSError as error:
+            logger.error("cannot write %s: %s", self._run.status, error.strerror)
+
+
+def _utc() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Supervise the run folder that the command line names; return the run's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m llama_scale.runs.supervisor", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--lock-fd", type=int, help="open file that holds the run folder's lock already")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    run = RunFolder(arguments.run.absolute())
+    # Signals are waited for, not handled: nothing can interrupt a write of status.json.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        lock = RunLock(arguments.lock_fd) if arguments.lock_fd is not None else RunLock.acquire(run)
+        os.set_inheritable(lock.fd, False)
+        adopt_orphans()
+        spec = load_spec(run.spec)
+        plan = RunPlan.from_json(run.plan.read_text(encoding="utf-8"))
+        return Supervisor(run, spec=spec, plan=plan).supervise()
+    except OSError as error:
+        logger.error("cannot supervise %s: %s", run.path, error)
+        return LaunchError.exit_code
+    except LlamaScaleError as error:
+        logger.error("%s", error)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
