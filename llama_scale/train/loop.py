@@ -6,57 +6,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from llama_scale.errors import LaunchError
-from llama_scale.train.engine import MicroBatches, StepResult
+from llama_scale.train.checkpointing import Checkpointer, Position
+from llama_scale.train.engine import Engine, MicroBatches, StepResult
 from llama_scale.train.metrics import ProgressLine, StepRecord
+from llama_scale.train.profile import StepProfiler
 from llama_scale.train.schedule import learning_rate
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import RunPlan
     from llama_scale.spec.run import RunSpec
-    from llama_scale.train.engine import Engine
-    from llama_scale.train.profile import StepProfiler
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """Say where training stands, after a step.
-
-    Args:
-        step: Steps done, skipped updates included.
-        samples: Samples consumed: the next step begins with this one.
-        best_validation_loss: Lowest one measured so far, or None.
-    """
-
-    step: int = 0
-    samples: int = 0
-    best_validation_loss: float | None = None
-
-
-class Checkpoints(Protocol):
-    """What the loop needs of ``train.checkpointing``; the methods are collective over the run's ranks."""
-
-    def resume(self) -> Position:
-        """Load the newest complete checkpoint into the engine; ``Position()`` if there is none."""
-        ...
-
-    def save(self, position: Position, *, validation_loss: float | None) -> None:
-        """Save model, optimizer, random state and position; may go on writing in the background.
-
-        Args:
-            position: Where training stands.
-            validation_loss: That of this very step, or None; ``checkpoint.keep_best`` compares it.
-        """
-        ...
-
-    def wait(self) -> None:
-        """Return when everything saved so far is complete on the disk, or raise what went wrong."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,26 +29,26 @@ class LoopParts:
 
     Args:
         engine: Model and optimizer.
-        checkpoints: Saving and resuming.
+        checkpointer: Saves the run's state.
         train_batch: First sample -> this replica's part of the global batch that begins there.
         validate: Returns the validation loss (collective); None: the spec asks for none.
         stop_wish: Returns whether this rank was asked to stop.
         agree: Turns this rank's wish into every rank's decision (collective).
         sinks: Called with each step's record, on rank 0; empty elsewhere.
         profiler: Records chosen steps.
-        flops_per_sample: Model FLOPs of one sample, forward and backward.
+        flops_per_step: Model FLOPs of one step.
         peak_flops: FLOPs per second of all devices together; None if unknown.
     """
 
     engine: Engine
-    checkpoints: Checkpoints
+    checkpointer: Checkpointer
     train_batch: Callable[[int], MicroBatches]
     validate: Callable[[], float] | None
     stop_wish: Callable[[], bool]
     agree: Callable[[bool], bool]
     sinks: Sequence[Callable[[StepRecord], None]]
     profiler: StepProfiler
-    flops_per_sample: float
+    flops_per_step: float
     peak_flops: float | None
 
 
@@ -99,7 +63,7 @@ class _Skips:
     on_nan: Literal["stop", "skip"]
     limit: int
     in_a_row: int = 0
-    total: int = field(default=0)
+    total: int = 0
 
     def check(self, step: int, result: StepResult) -> None:
         """Count a skipped step.
@@ -125,8 +89,8 @@ class _Skips:
             )
 
 
-def train(spec: RunSpec, plan: RunPlan, parts: LoopParts) -> Literal["done", "preempted"]:
-    """Train from where the newest checkpoint stands to the last step, or until asked to stop.
+def train(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position) -> Literal["done", "preempted"]:
+    """Train from a position to the last step, or until asked to stop.
 
     A stop takes effect between two steps, the same on all ranks, and saves a checkpoint first.
 
@@ -134,30 +98,27 @@ def train(spec: RunSpec, plan: RunPlan, parts: LoopParts) -> Literal["done", "pr
         NonFiniteError: See ``train.on_nan``.
         LaunchError: Data, checkpoint or metrics failed.
     """
-    position = parts.checkpoints.resume()
-    start = position.step
-    if start >= plan.steps:
-        logger.info("nothing to do: the checkpoint of step %d is the last of %d steps", start, plan.steps)
+    if position.step >= plan.steps:
+        logger.info("nothing to do: step %d is done already and the run has %d", position.step, plan.steps)
         return "done"
-    if start:
-        logger.info("resumed after step %d (%d samples)", start, position.samples)
     skips = _Skips(on_nan=spec.train.on_nan, limit=spec.train.max_skipped)
     stopping = False
     while position.step < plan.steps and not stopping:
+        best = best_validation_loss(position)
         position = _step(spec, plan, parts, position=position, skips=skips)
         stopping = parts.agree(parts.stop_wish())
-        # _step saves on its own schedule; a stop saves what it has not.
-        if stopping and not _due(spec, plan, position.step):
-            parts.checkpoints.save(position, validation_loss=None)
+        final = stopping or position.step == plan.steps
+        improved = spec.checkpoint.keep_best and best_validation_loss(position) != best
+        if final or improved or _every(spec.checkpoint.every_steps, position.step):
+            parts.checkpointer.save(parts.engine, position, final=final)
     parts.profiler.close()
-    parts.checkpoints.wait()
     if skips.total:
         logger.warning("%d updates were skipped because they were not finite", skips.total)
     return "preempted" if position.step < plan.steps else "done"
 
 
 def _step(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position, skips: _Skips) -> Position:
-    """Do one step and what belongs to it; return where training stands then."""
+    """Do one step with its validation and records; return where training stands then."""
     step = position.step + 1
     lr = learning_rate(spec.schedule, step=step, steps=plan.steps, peak=spec.optimizer.lr)
     parts.profiler.before(step)
@@ -166,6 +127,10 @@ def _step(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position,
     elapsed = time.perf_counter() - begin
     parts.profiler.after(step)
     samples = position.samples + plan.batch.global_batch
+    validation_loss = None
+    if parts.validate is not None and spec.validation is not None:
+        due = step == plan.steps or _every(spec.validation.every_steps, step)
+        validation_loss = parts.validate() if due else None
     record = StepRecord(
         step=step,
         loss=result.loss,
@@ -174,39 +139,35 @@ def _step(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position,
         tokens=result.tokens,
         step_time_s=elapsed,
         tokens_per_s=result.tokens / elapsed,
-        mfu=_mfu(parts, samples=plan.batch.global_batch, seconds=elapsed),
+        mfu=None if parts.peak_flops is None else parts.flops_per_step / elapsed / parts.peak_flops,
         samples=samples,
         skipped=result.skipped,
+        validation_loss=validation_loss,
     )
-    validation_loss = None
-    if parts.validate is not None and spec.validation is not None and _validates(spec, plan, step):
-        validation_loss = parts.validate()
     for sink in parts.sinks:
-        sink(replace(record, validation_loss=validation_loss))
+        sink(record)
     skips.check(step, result)
-    best = position.best_validation_loss
-    is_best = validation_loss is not None and (best is None or validation_loss < best)
-    position = Position(step=step, samples=samples, best_validation_loss=validation_loss if is_best else best)
-    if _due(spec, plan, step) or (is_best and spec.checkpoint.keep_best):
-        parts.checkpoints.save(position, validation_loss=validation_loss)
-    return position
+    best = best_validation_loss(position)
+    metrics: dict[str, float | None] = {}
+    if validation_loss is not None and math.isfinite(validation_loss):
+        best = validation_loss if best is None else min(best, validation_loss)
+        metrics["validation_loss"] = validation_loss
+    if best is not None:
+        metrics[BEST_KEY] = best
+    return Position(step=step, samples=samples, metrics=metrics)
 
 
-def _due(spec: RunSpec, plan: RunPlan, step: int) -> bool:
-    every = spec.checkpoint.every_steps
-    return step == plan.steps or (every is not None and step % every == 0)
+BEST_KEY = "best_validation_loss"
+"""Key of a position's metrics: the lowest validation loss measured up to there."""
 
 
-def _validates(spec: RunSpec, plan: RunPlan, step: int) -> bool:
-    assert spec.validation is not None
-    return step == plan.steps or step % spec.validation.every_steps == 0
+def best_validation_loss(position: Position) -> float | None:
+    """Return the lowest validation loss up to a position, or None if none was measured."""
+    return position.metrics.get(BEST_KEY)
 
 
-def _mfu(parts: LoopParts, *, samples: int, seconds: float) -> float | None:
-    """Return model FLOPs utilisation (Chowdhery et al., PaLM, 2022, appendix B), or None without a known peak."""
-    if parts.peak_flops is None:
-        return None
-    return parts.flops_per_sample * samples / seconds / parts.peak_flops
+def _every(interval: int | None, step: int) -> bool:
+    return interval is not None and step % interval == 0
 
 
 def log_progress(*, steps: int, every: int) -> Callable[[StepRecord], None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -122,7 +121,7 @@ def _drop_after(path: Path, step: int) -> None:
         return
     replacement = path.with_name(path.name + ".new")
     replacement.write_text("".join(kept), encoding="utf-8")
-    os.replace(replacement, path)
+    replacement.replace(path)
 
 
 def _step_of(line: str) -> int | None:

@@ -1,0 +1,213 @@
+"""One rank of a run: ``python -m llama_scale.train.worker --run RUN_DIR``, also under plain ``torchrun``.
+
+The agent imports this module once and forks its ranks, which then call ``run_rank``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Never
+
+import torch
+
+from llama_scale.errors import PREEMPTED_EXIT, LaunchError
+from llama_scale.plan.run_plan import RunPlan
+from llama_scale.spec.load import load_spec
+from llama_scale.train import distributed, failures, trackers
+from llama_scale.train.checkpointing import Checkpointer, Position
+from llama_scale.train.data import Samples
+from llama_scale.train.engine import Engine, make_engine
+from llama_scale.train.loop import LoopParts, log_progress, train
+from llama_scale.train.metrics import MetricsFile, StepRecord
+from llama_scale.train.profile import StepProfiler, parse_steps
+from llama_scale.train.signals import Agreement, StopRequest
+from llama_scale.train.throughput import flops_per_step, peak_flops
+from llama_scale.train.validation import make_validation
+
+if TYPE_CHECKING:
+    from llama_scale.plan.topology import Coordinates
+    from llama_scale.spec.run import RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Hold what all ranks of an attempt share.
+
+    Args:
+        run_dir: The run folder.
+        spec: Its spec.
+        plan: Its plan.
+        attempt: Number of the attempt, from 0.
+        profile: Steps to trace, or None.
+    """
+
+    run_dir: Path
+    spec: RunSpec
+    plan: RunPlan
+    attempt: int
+    profile: tuple[int, int] | None = None
+
+    @property
+    def attempt_dir(self) -> Path:
+        """Folder of the attempt's error files and verdict."""
+        return self.run_dir / "attempts" / f"{self.attempt:03d}"
+
+
+def load_job(run_dir: Path, *, attempt: int, profile: str | None) -> Job:
+    """Read a run folder.
+
+    Raises:
+        LaunchError: It is no run folder, or ``profile`` is not ``N:M``.
+        SpecError: Its spec is not valid.
+    """
+    run_dir = run_dir.absolute()
+    for name in ("spec.yaml", "plan.json"):
+        if not (run_dir / name).is_file():
+            raise LaunchError(f"{run_dir} is no run folder: it has no {name}; `llama-scale launch SPEC` makes one")
+    steps = None if profile is None else parse_steps(profile)
+    spec = load_spec(str(run_dir / "spec.yaml"))
+    plan = RunPlan.from_json((run_dir / "plan.json").read_text(encoding="utf-8"))
+    return Job(run_dir=run_dir, spec=spec, plan=plan, attempt=attempt, profile=steps)
+
+
+def run_rank(job: Job) -> int:
+    """Train as the rank that the environment says; return 0, or 75 if stopped on request.
+
+    A failure does not return: the rank writes its error file and its traceback and leaves at once, for waiting for
+    peers that wait for it would hang.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        stop = StopRequest(job.run_dir / "stop" if rank == 0 else None)
+        stop.install()
+        return _run(job, stop=stop)
+    except Exception as error:  # whatever it is, the run folder must name it
+        fail(job.attempt_dir, error, rank=rank)
+
+
+def fail(attempt_dir: Path | None, error: BaseException, *, rank: int) -> Never:
+    """Write down why this rank ends, and end it without any clean-up."""
+    found = failures.report(error, rank=rank)
+    sys.stderr.write(found.traceback)
+    if attempt_dir is not None:
+        try:
+            failures.write_report(attempt_dir, found)
+        except OSError as problem:
+            sys.stderr.write(f"cannot write {failures.error_path(attempt_dir, rank)}: {problem}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(failures.exit_code(error))
+
+
+def _run(job: Job, *, stop: StopRequest) -> int:
+    spec, plan = job.spec, job.plan
+    set_threads()
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0" if int(os.environ.get("WORLD_SIZE", "1")) == 1 else "29500")
+    coordinates = distributed.initialize(
+        plan.topology,
+        device=spec.cluster.device,
+        timeout_s=spec.train.timeout_s,
+        virtual_stages=spec.parallel.virtual_stages,
+    )
+    rank = int(os.environ.get("RANK", "0"))
+    configure_logging(coordinates, rank=rank)
+    if rank == 0:
+        trackers.check_packages(spec.tracking)
+    samples = Samples(spec.data, split="train", seed=spec.seed, vocab_size=plan.shape.vocab_size)
+    engine = make_engine(spec, plan)
+    outcome = _train(job, engine=engine, samples=samples, coordinates=coordinates, stop=stop)
+    engine.close()
+    distributed.shutdown()
+    return PREEMPTED_EXIT if outcome == "preempted" else 0
+
+
+def _train(job: Job, *, engine: Engine, samples: Samples, coordinates: Coordinates, stop: StopRequest) -> str:
+    spec, plan = job.spec, job.plan
+    rank = int(os.environ.get("RANK", "0"))
+    checkpointer = Checkpointer(job.run_dir / "checkpoints", spec=spec, plan=plan)
+    position = checkpointer.resume(engine) or Position(step=0, samples=0)
+    if position.step:
+        logger.info("resumed after step %d (%d samples)", position.step, position.samples)
+    with ExitStack() as stack:
+        parts = LoopParts(
+            engine=engine,
+            checkpointer=checkpointer,
+            train_batch=lambda first: samples.global_batch(
+                first, batch=plan.batch, dp_rank=coordinates.dp_rank, dp_size=plan.topology.dp_size
+            ),
+            validate=make_validation(spec, plan, engine, dp_rank=coordinates.dp_rank),
+            stop_wish=lambda: stop.reason is not None,
+            agree=Agreement().any,
+            sinks=_make_sinks(job, position, stack) if rank == 0 else [],
+            profiler=StepProfiler(job.profile, folder=job.run_dir / "profile", rank=rank),
+            flops_per_step=flops_per_step(plan),
+            peak_flops=peak_flops(spec, plan),
+        )
+        outcome = train(spec, plan, parts, position=position)
+    checkpointer.close()
+    if outcome == "preempted":
+        logger.info("stopped on request (%s); the checkpoint is saved", stop.reason or "of another rank")
+    return outcome
+
+
+def _make_sinks(job: Job, position: Position, stack: ExitStack) -> list[Callable[[StepRecord], None]]:
+    """Open everything that records steps; ``stack`` closes it."""
+    metrics = stack.enter_context(MetricsFile(job.run_dir / "metrics.jsonl", resumed_step=position.step))
+    sinks = [metrics.write, log_progress(steps=job.plan.steps, every=job.spec.tracking.log_every_steps)]
+    for tracker in trackers.make_trackers(job.spec, run_dir=job.run_dir, resumed_step=position.step):
+        stack.callback(tracker.close)
+        sinks.append(tracker.log)
+    return sinks
+
+
+def set_threads() -> None:
+    """Share this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def configure_logging(coordinates: Coordinates | None, *, rank: int) -> None:
+    """Log to stderr with the rank's place in front; rank 0 speaks at INFO, the others at WARNING."""
+    place = "" if coordinates is None else f" [dp{coordinates.dp_rank} pp{coordinates.pp_rank} tp{coordinates.tp_rank}]"
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s{place} %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that worker and agent share."""
+    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="run folder: spec.yaml, plan.json")
+    parser.add_argument("--profile", metavar="N:M", help="write a torch profiler trace of steps N to M")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one rank; rank, world size and rendezvous come from torchrun's environment variables."""
+    parser = argparse.ArgumentParser(prog="python -m llama_scale.train.worker", description=main.__doc__)
+    add_arguments(parser)
+    options = parser.parse_args(argv)
+    attempt = int(os.environ.get("LLAMA_SCALE_ATTEMPT", "0"))
+    try:
+        job = load_job(options.run, attempt=attempt, profile=options.profile)
+    except Exception as error:
+        folder = options.run / "attempts" / f"{attempt:03d}" if options.run.is_dir() else None
+        fail(folder, error, rank=int(os.environ.get("RANK", "0")))
+    return run_rank(job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
