@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from llama_scale.errors import Problem
 from llama_scale.spec.batch import Batch
+from llama_scale.spec.nearby import divisors, either, multiples_around
 
 
 def solve_batch(batch: Batch, *, dp_size: int) -> tuple[Batch | None, list[Problem]]:
@@ -44,12 +45,11 @@ def _named(batch: Batch) -> tuple[tuple[str, int | None], ...]:
 
 def _indivisible(total: int, key: str, size: int, dp_size: int) -> Problem:
     step = size * dp_size
-    low = total // step * step
-    near = [low, low + step] if low else [step]
+    near = multiples_around(total, step)
     return _problem(
         ("global",),
         f"global={total} is not a multiple of {key} x data = {size} x {dp_size} = {step}",
-        f"nearest valid global: {' or '.join(map(str, near))}",
+        f"nearest valid global: {either(near)}",
         "batch-divisible",
     )
 
@@ -85,19 +85,13 @@ def _candidates(total: int, micro: int, accumulation: int, dp_size: int) -> Iter
         yield total, micro, total // (micro * dp_size)
     if total % (accumulation * dp_size) == 0:
         yield total, total // (accumulation * dp_size), accumulation
-    step = micro * dp_size
-    for count in {max(1, total // step), total // step + 1}:
-        yield count * step, micro, count
+    for step, keep_micro in ((micro * dp_size, True), (accumulation * dp_size, False)):
+        for count in {max(1, total // step), total // step + 1}:
+            yield (count * step, micro, count) if keep_micro else (count * step, count, accumulation)
     if total % dp_size == 0:
         per_replica = total // dp_size
         near = min((m for m in divisors(per_replica)), key=lambda m: (abs(m - micro), m))
         yield total, near, per_replica // near
-
-
-def divisors(number: int) -> list[int]:
-    """Return the divisors of a positive number in ascending order."""
-    small = [d for d in range(1, min(number, 1 << 16) + 1) if d * d <= number and number % d == 0]
-    return sorted({*small, *(number // d for d in small)})
 
 
 def _problem(path: tuple[str, ...], message: str, hint: str, code: str) -> Problem:

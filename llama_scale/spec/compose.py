@@ -107,7 +107,7 @@ class _Composer:
             return self._run(events)
         except ComposeError as error:
             path = tuple(
-                len(entry.node.items) if isinstance(entry.node, SequenceNode) else entry.key[0]
+                len(entry.node.items) if isinstance(entry.node, SequenceNode) else entry.key[0] if entry.key else ""
                 for entry in self.stack
                 if isinstance(entry.node, SequenceNode) or entry.key
             )
@@ -161,8 +161,8 @@ class _Composer:
             self.anchors[done.anchor] = done.node
         self._add(done.node, done.node.mark)
 
-    def _alias(self, name: str, mark: Mark) -> Node:
-        if name in self.anchors:
+    def _alias(self, name: str | None, mark: Mark) -> Node:
+        if name is not None and name in self.anchors:
             return self.anchors[name]
         if any(entry.anchor == name for entry in self.stack):
             raise ComposeError(f"alias *{name} contains itself", mark=mark, code="yaml-alias")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from llama_scale.spec.base import Name, PathStr, PositiveFloat, PositiveInt, Section
 
@@ -61,11 +61,30 @@ class _WithInit(Section):
     )
 
 
+def _known_preset(name: str) -> str:
+    from llama_scale.spec.nearby import suggest  # lazy: most specs name a known preset
+    from llama_scale.spec.presets import PRESETS  # lazy: the table is built from this module's models
+
+    if name not in PRESETS:
+        hint = suggest(name, list(PRESETS))
+        listing = "; `llama-scale init --list-models` shows all" if hint.startswith("did") else ""
+        raise ValueError(f"{name!r} is not in the preset table; {hint}{listing}")
+    return name
+
+
+def _name_the_presets(schema: dict[str, Any]) -> None:
+    from llama_scale.spec.presets import PRESETS  # lazy: see _known_preset
+
+    schema["enum"] = list(PRESETS)
+
+
 class PresetModel(_WithInit):
     """A model of the preset table (`llama-scale init --list-models` shows it)."""
 
     kind: Literal["preset"]
-    name: str = Field(description="Name in the preset table, e.g. llama-3.1-8b.")
+    name: Annotated[str, AfterValidator(_known_preset)] = Field(
+        description="Name in the preset table, e.g. llama-3.1-8b.", json_schema_extra=_name_the_presets
+    )
     vocab_size: PositiveInt | None = Field(None, description="Replace the preset's vocabulary (own tokenizer).")
     num_layers: PositiveInt | None = Field(None, description="Replace the preset's depth (cut-down trials).")
 

@@ -66,19 +66,8 @@ def _resolve_model(model: PresetModel | HfModel | InlineModel) -> tuple[InlineMo
 
 def _from_preset(model: PresetModel) -> tuple[InlineModel | None, list[Problem]]:
     from llama_scale.spec.presets import PRESETS  # lazy: only specs that name a preset need the table
-    from llama_scale.spec.structure import suggest
 
-    preset = PRESETS.get(model.name)
-    if preset is None:
-        hint = suggest(model.name, list(PRESETS))
-        listing = "; `llama-scale init --list-models` shows all" if hint.startswith("did") else ""
-        problem = Problem(
-            path=("model", "name"),
-            message=f"{model.name!r} is not in the preset table",
-            hint=hint + listing,
-            code="unknown-preset",
-        )
-        return None, [problem]
+    preset = PRESETS[model.name]
     changes = {key: getattr(model, key) for key in ("vocab_size", "num_layers") if getattr(model, key) is not None}
     return _inline(preset.shape.model_copy(update=changes), model, name=model.name, init_std=preset.init_std), []
 

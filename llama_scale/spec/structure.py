@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +17,7 @@ from pydantic.fields import FieldInfo
 from llama_scale.errors import Problem
 from llama_scale.spec.base import NAME_PATTERN, PATH_PATTERN, PathContext
 from llama_scale.spec.fields import Spot, keys_at, kinds_of, literals_of, models_of, spot_at
+from llama_scale.spec.nearby import either, suggest
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.scalars import parse_scalar
 from llama_scale.spec.secret import looks_secret
@@ -68,7 +68,7 @@ def whole_sections(
 
 def _annotation(field: FieldInfo) -> Any:
     """Return a field's type with its constraints and its discriminator."""
-    return Annotated[field.annotation, field]  # type: ignore[valid-type]
+    return Annotated[field.annotation, field]
 
 
 def show(value: object) -> str:
@@ -85,21 +85,6 @@ def show(value: object) -> str:
     else:
         text = json.dumps(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-
-
-def suggest(word: object, choices: Sequence[str]) -> str:
-    """Return "did you mean ...?" where a choice is near, else the list of choices."""
-    near = get_close_matches(str(word).lower(), [c.lower() for c in choices], n=1, cutoff=0.6)
-    for choice in choices:
-        if near and choice.lower() == near[0]:
-            return f"did you mean {choice!r}?"
-    return f"use {alternatives(choices)}" if choices else "remove it"
-
-
-def alternatives(choices: Sequence[object], *, last: str = "or") -> str:
-    """Write choices as "a, b or c"."""
-    words = [str(choice) for choice in choices]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def _integral(value: Any) -> Any:
@@ -138,6 +123,8 @@ class _Finding:
 
 def _translate(error: Mapping[str, Any], data: Mapping[str, Any]) -> Problem:
     path, value = _document_path(error["loc"], data)
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path, value = (*path, "kind"), value.get("kind")
     finding = _Finding(error["type"], path, value, error.get("ctx", {}), error["msg"], data)
     rule = _RULES.get(finding.kind, _other)
     message, hint, code = rule(finding)
@@ -170,47 +157,35 @@ _Told = tuple[str, str, str]
 
 
 def _missing(finding: _Finding) -> _Told:
-    if finding.path and isinstance(finding.path[-1], int):
-        return f"{len(finding.path) and finding.path[-1]} values are too few", "see the field's description", "length"
-    if finding.key == "kind":
-        kinds = _kinds_around(finding)
-        return (
-            "the key 'kind' is missing: it tells which form this section has",
-            f"write kind: {alternatives(kinds)}",
-            "missing",
-        )
-    return f"the required key {finding.key!r} is missing", "add it", "missing"
+    last = finding.path[-1]
+    if isinstance(last, int):
+        return f"the list has only {last} items; another one is needed", "", "length"
+    if last == "kind":
+        kinds = either(_kinds_around(finding))
+        return "the key 'kind' is missing: it tells which form the section has", f"write kind: {kinds}", "missing"
+    return f"the required key {last!r} is missing", "add it", "missing"
 
 
-def _kinds_around(finding: _Finding) -> tuple[str, ...]:
+def _kinds_around(finding: _Finding) -> list[str]:
+    """Return the kinds that the section whose ``kind`` this is can have."""
     spot = spot_at(RunSpec, finding.path[:-1], finding.data)
-    return tuple(kind for model in models_of(spot.annotation) for kind in kinds_of(model)) if spot else ()
+    return [kind for model in models_of(spot.annotation) for kind in kinds_of(model)] if spot else []
 
 
 def _unknown_key(finding: _Finding) -> _Told:
     return f"unknown key {finding.key!r}", suggest(finding.key, finding.siblings()), "unknown-key"
 
 
-def _no_kind(finding: _Finding) -> _Told:
-    spot = spot_at(RunSpec, finding.path, finding.data)
-    kinds = [kind for model in models_of(spot.annotation) for kind in kinds_of(model)] if spot else []
-    return (
-        "the key 'kind' is missing: it tells which form this section has",
-        f"write kind: {alternatives(kinds)}",
-        "missing",
-    )
-
-
 def _bad_kind(finding: _Finding) -> _Told:
-    spot = spot_at(RunSpec, finding.path, finding.data)
-    kinds = [kind for model in models_of(spot.annotation) for kind in kinds_of(model)] if spot else []
-    given = finding.value.get("kind") if isinstance(finding.value, dict) else None
-    return f"kind: {show(given)} is not known here", _suggest_all(given, kinds), "unknown-kind"
+    kinds = _kinds_around(finding)
+    return f"kind: {show(finding.value)} is not known here", _suggest_all(finding.value, kinds), "unknown-kind"
 
 
 def _bad_choice(finding: _Finding) -> _Told:
     spot = spot_at(RunSpec, finding.path, finding.data)
     choices = [str(choice) for choice in literals_of(spot.annotation)] if spot else []
+    if finding.key == "kind":
+        return _bad_kind(finding)
     return (
         f"{show(finding.value)} is not one of the values allowed here",
         _suggest_all(finding.value, choices),
@@ -221,7 +196,7 @@ def _bad_choice(finding: _Finding) -> _Told:
 def _suggest_all(given: object, choices: Sequence[str]) -> str:
     """Name the near choice first, then all of them."""
     near = suggest(given, choices)
-    return f"{near} ({alternatives(choices)})" if near.startswith("did") and len(choices) > 1 else near
+    return f"{near} ({either(choices)})" if near.startswith("did") and len(choices) > 1 else near
 
 
 def _bound(word: str, limit: str) -> Callable[[_Finding], _Told]:
@@ -299,7 +274,7 @@ _RULES: dict[str, Callable[[_Finding], _Told]] = {
     **dict.fromkeys(_TYPES, _type),
     "missing": _missing,
     "extra_forbidden": _unknown_key,
-    "union_tag_not_found": _no_kind,
+    "union_tag_not_found": _missing,
     "union_tag_invalid": _bad_kind,
     "literal_error": _bad_choice,
     "greater_than": _bound("greater than", "gt"),
