@@ -95,8 +95,12 @@ class TensorReader(Protocol):
         """Name the tensors of a group."""
         ...
 
-    def read(self, group: str, name: str, box: Box | None = None) -> torch.Tensor:
-        """Return one box (default: the whole tensor) in its stored dtype, box-shaped, on the CPU."""
+    def read(self, group: str, name: str, box: Box | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return one box (default: the whole tensor), into ``out`` if given, else on the CPU in its stored dtype."""
+        ...
+
+    def read_range(self, group: str, name: str, box: Box, *, start: int, numel: int) -> torch.Tensor:
+        """Return elements ``start .. start + numel`` of a box, row-major, flat."""
         ...
 
 
@@ -118,7 +122,7 @@ class Engine(Protocol):
         ...
 
     def model_pieces(self) -> Iterator[LocalPiece]:
-        """Yield this rank's weights (group ``model``). Not collective."""
+        """Yield this rank's weights (group ``model``); collective where parameters are gathered late."""
         ...
 
     def optimizer_pieces(self) -> Iterator[LocalPiece]:

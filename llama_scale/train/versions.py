@@ -6,8 +6,10 @@ once and a new version is adapted to in one place.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 
 _KNOWN_WARNINGS = (
     (DeprecationWarning, r"`torch\.jit\.script"),
@@ -21,6 +23,7 @@ _KNOWN_WARNINGS = (
 with warnings.catch_warnings():
     for _category, _message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=_message, category=_category)
+    from megatron.core import optimizer as mcore_optimizer
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -67,4 +70,19 @@ __all__ = [
     "parallel_state",
     "schedules",
     "tensor_parallel",
+    "use_torch_adamw",
 ]
+
+
+@contextlib.contextmanager
+def use_torch_adamw() -> Iterator[None]:
+    """Build optimizers in this context on torch's AdamW even where Transformer Engine or Apex bring their own.
+
+    Checkpoints then hold the same state everywhere (``step`` per tensor, moments in fp32).
+    """
+    before = mcore_optimizer.USING_PYTORCH_OPTIMIZER
+    mcore_optimizer.USING_PYTORCH_OPTIMIZER = True
+    try:
+        yield
+    finally:
+        mcore_optimizer.USING_PYTORCH_OPTIMIZER = before
