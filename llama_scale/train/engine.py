@@ -151,6 +151,11 @@ _ENGINES = {"megatron": "llama_scale.train.megatron_engine:MegatronEngine"}
 """Engine kind -> class, imported on first use: DeepSpeed and Megatron-Core each cost seconds."""
 
 
+def module_of(kind: str) -> str:
+    """Return the module of an engine, so that an agent can import it before it forks its ranks."""
+    return _ENGINES[kind].partition(":")[0]
+
+
 def make_engine(spec: RunSpec, plan: RunPlan) -> Engine:
     """Build the spec's engine on this rank with freshly initialised weights.
 
