@@ -79,19 +79,28 @@ def load_job(run_dir: Path, *, attempt: int, profile: str | None) -> Job:
     return Job(run_dir=run_dir, spec=spec, plan=plan, attempt=attempt, profile=steps)
 
 
-def run_rank(job: Job) -> int:
+def take_stop_signals(job: Job, *, rank: int) -> StopRequest:
+    """Begin to remember stop signals instead of dying of them."""
+    stop = StopRequest(job.run_dir / "stop" if rank == 0 else None)
+    stop.install()
+    return stop
+
+
+def run_rank(job: Job, *, stop: StopRequest, tee: int | None = None) -> int:
     """Train as the rank that the environment says; return 0, or 75 if stopped on request.
 
     A failure does not return: the rank writes its error file and its traceback and leaves at once, for waiting for
     peers that wait for it would hang.
+
+    Args:
+        job: What to do.
+        stop: From ``take_stop_signals``.
+        tee: File descriptor that the log goes to as well.
     """
-    rank = int(os.environ.get("RANK", "0"))
     try:
-        stop = StopRequest(job.run_dir / "stop" if rank == 0 else None)
-        stop.install()
-        return _run(job, stop=stop)
+        return _run(job, stop=stop, tee=tee)
     except Exception as error:  # whatever it is, the run folder must name it
-        fail(job.attempt_dir, error, rank=rank)
+        fail(job.attempt_dir, error, rank=int(os.environ.get("RANK", "0")))
 
 
 def fail(attempt_dir: Path | None, error: BaseException, *, rank: int) -> Never:
@@ -108,7 +117,7 @@ def fail(attempt_dir: Path | None, error: BaseException, *, rank: int) -> Never:
     os._exit(failures.exit_code(error))
 
 
-def _run(job: Job, *, stop: StopRequest) -> int:
+def _run(job: Job, *, stop: StopRequest, tee: int | None) -> int:
     spec, plan = job.spec, job.plan
     set_threads()
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -120,7 +129,7 @@ def _run(job: Job, *, stop: StopRequest) -> int:
         virtual_stages=spec.parallel.virtual_stages,
     )
     rank = int(os.environ.get("RANK", "0"))
-    configure_logging(coordinates, rank=rank)
+    configure_logging(coordinates, rank=rank, tee=tee)
     if rank == 0:
         trackers.check_packages(spec.tracking)
     samples = Samples(spec.data, split="train", seed=spec.seed, vocab_size=plan.shape.vocab_size)
@@ -177,36 +186,35 @@ def set_threads() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def configure_logging(coordinates: Coordinates | None, *, rank: int) -> None:
+def configure_logging(coordinates: Coordinates, *, rank: int, tee: int | None = None) -> None:
     """Log to stderr with the rank's place in front; rank 0 speaks at INFO, the others at WARNING."""
-    place = "" if coordinates is None else f" [dp{coordinates.dp_rank} pp{coordinates.pp_rank} tp{coordinates.tp_rank}]"
+    place = f"[dp{coordinates.dp_rank} pp{coordinates.pp_rank} tp{coordinates.tp_rank}]"
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if tee is not None:
+        handlers.append(logging.StreamHandler(os.fdopen(tee, "w", buffering=1)))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
-        format=f"%(asctime)s{place} %(message)s",
+        format=f"%(asctime)s {place} %(message)s",
         datefmt="%H:%M:%S",
-        stream=sys.stderr,
+        handlers=handlers,
         force=True,
     )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that worker and agent share."""
-    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="run folder: spec.yaml, plan.json")
-    parser.add_argument("--profile", metavar="N:M", help="write a torch profiler trace of steps N to M")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one rank; rank, world size and rendezvous come from torchrun's environment variables."""
     parser = argparse.ArgumentParser(prog="python -m llama_scale.train.worker", description=main.__doc__)
-    add_arguments(parser)
+    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="run folder: spec.yaml, plan.json")
+    parser.add_argument("--profile", metavar="N:M", help="write a torch profiler trace of steps N to M")
     options = parser.parse_args(argv)
     attempt = int(os.environ.get("LLAMA_SCALE_ATTEMPT", "0"))
+    rank = int(os.environ.get("RANK", "0"))
     try:
         job = load_job(options.run, attempt=attempt, profile=options.profile)
     except Exception as error:
         folder = options.run / "attempts" / f"{attempt:03d}" if options.run.is_dir() else None
-        fail(folder, error, rank=int(os.environ.get("RANK", "0")))
-    return run_rank(job)
+        fail(folder, error, rank=rank)
+    return run_rank(job, stop=take_stop_signals(job, rank=rank))
 
 
 if __name__ == "__main__":
