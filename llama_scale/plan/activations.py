@@ -6,7 +6,9 @@ keeps. Their GPT layer takes ``sbh(34 + 5as/h)`` bytes; a LLaMA layer differs in
 * no dropout, so no masks; RMSNorm instead of LayerNorm (also keeps its input);
 * fused attention (flash, SDPA) keeps q, k, v, its output and one fp32 number a query, and no ``s x s`` matrix;
 * GQA: keys and values are ``num_kv_heads * head_dim`` wide; queries ``num_heads * head_dim``, not always ``h``;
-* SwiGLU keeps gate and up, silu(gate) and the product: four times the FFN width.
+* SwiGLU keeps gate and up (silu is computed again) and the product: three times the FFN width;
+* the loss computes its gradient in the forward pass over blocks of tokens, so that no logits are kept
+  (``train/loss.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from llama_scale.spec.model import ModelShape
 from llama_scale.spec.recompute import FullRecompute, Recompute
 
 _FP32_BYTES = 4
+
+LOGITS_BLOCK_ELEMENTS = 1 << 27
+"""Logits that exist at once (``train/loss.py``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +78,7 @@ def statistics_bytes(case: ActivationCase) -> int:
 
 def mlp_bytes(case: ActivationCase) -> int:
     """Return what the SwiGLU block of one layer keeps."""
-    return 2 * case.residual_bytes + 4 * case.tokens * case.shape.ffn_hidden_size * case.element_bytes // case.tp_size
+    return 2 * case.residual_bytes + 3 * case.tokens * case.shape.ffn_hidden_size * case.element_bytes // case.tp_size
 
 
 def layer_bytes(case: ActivationCase) -> int:
@@ -92,8 +97,7 @@ def chunk_bytes(case: ActivationCase, chunk: Chunk) -> int:
     else:
         checkpointed = min(layers, recompute.layers)
         kept = checkpointed * case.residual_bytes + (layers - checkpointed) * layer_bytes(case)
-    head = 2 * case.residual_bytes if chunk.has_head else 0  # inputs of the final norm and of the output layer
-    return kept + head
+    return kept + (case.residual_bytes if chunk.has_head else 0)  # input of the final norm
 
 
 def recomputed_bytes(case: ActivationCase, chunk: Chunk) -> int:
@@ -108,13 +112,18 @@ def recomputed_bytes(case: ActivationCase, chunk: Chunk) -> int:
 
 
 def logits_bytes(case: ActivationCase, *, vocab_pad_multiple: int) -> int:
-    """Return the logits of one micro-batch and the fp32 softmax that the vocabulary-parallel loss keeps.
+    """Return what the output layer and its loss hold at once for one micro-batch.
 
-    The last stage holds one micro-batch's at a time: its backward pass follows its forward pass at once.
+    These are a block of fp32 logits (and the same in low precision), the normed hidden states of the whole sequence,
+    their gradient and the output layer's gradient. 1F1B's last stage holds one micro-batch's at a time: its backward
+    pass follows its forward pass at once.
     """
-    rows = padded_vocab_size(case.shape.vocab_size, tp_size=case.tp_size, multiple=vocab_pad_multiple)
+    shape = case.shape
+    rows = padded_vocab_size(shape.vocab_size, tp_size=case.tp_size, multiple=vocab_pad_multiple) // case.tp_size
+    block = max(1, min(case.tokens, LOGITS_BLOCK_ELEMENTS // rows)) * rows
     low_precision = case.element_bytes if case.element_bytes != _FP32_BYTES else 0
-    return case.tokens * (rows // case.tp_size) * (_FP32_BYTES + low_precision)
+    hidden = 2 * case.tokens * shape.hidden_size + rows * shape.hidden_size
+    return block * (_FP32_BYTES + low_precision) + hidden * case.element_bytes
 
 
 def stage_activation_bytes(case: ActivationCase, stages: Stages, *, pp_rank: int, micro_batches: int) -> int:

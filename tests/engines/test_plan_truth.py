@@ -1,0 +1,190 @@
+"""The plan against the engines: groups, parameter tensors and stored activations of real processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from llama_scale.plan.activations import ActivationCase, chunk_bytes
+from llama_scale.plan.parameters import rank_parameters
+from llama_scale.plan.topology import Topology
+from tests.engines.harness import join, run_ranks
+from tests.engines.specs import Case
+
+_TIED = {"tie_word_embeddings": True}
+_MHA = {"num_kv_heads": 4, "head_dim": 8}
+
+
+def _engine_groups(topologies: list[Topology]) -> list[dict[str, list[int]]]:
+    from megatron.core import parallel_state
+
+    from llama_scale.train.distributed import initialize
+
+    found = []
+    for topology in topologies:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        coordinates = initialize(topology, device="cpu", timeout_s=60)
+        assert coordinates.tp_rank == parallel_state.get_tensor_model_parallel_rank()
+        assert coordinates.dp_rank == parallel_state.get_data_parallel_rank()
+        assert coordinates.pp_rank == parallel_state.get_pipeline_model_parallel_rank()
+        groups = {
+            "tp": parallel_state.get_tensor_model_parallel_group(),
+            "dp": parallel_state.get_data_parallel_group(),
+            "pp": parallel_state.get_pipeline_model_parallel_group(),
+        }
+        found.append({axis: torch.distributed.get_process_group_ranks(group) for axis, group in groups.items()})
+    torch.distributed.barrier()  # rank 0 holds the store that slower ranks still need
+    return found
+
+
+def test_topology_groups_equal_parallel_state() -> None:
+    sizes = [(2, 2, 2), (1, 4, 2), (4, 2, 1)]
+    topologies = [Topology(dp_size=dp, tp_size=tp, pp_size=pp) for dp, tp, pp in sizes]
+
+    by_rank = run_ranks(8, _engine_groups, topologies)
+
+    for index, topology in enumerate(topologies):
+        for axis in ("tp", "dp", "pp"):
+            real = {tuple(groups[index][axis]) for groups in by_rank}
+            assert set(topology.groups(axis)) == real, (topology, axis)
+
+
+def _tensor_sizes(cases: list[Case]) -> list[dict[str, int]]:
+    from megatron.core import parallel_state
+
+    from llama_scale.train.model import build_chunks
+    from llama_scale.train.names import logical_parameters
+
+    found = []
+    for case in cases:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        plan = case.plan()
+        coordinates = join(plan)
+        chunks = build_chunks(case.spec(), plan, coordinates, initialize=False)
+        sizes = {
+            "output_layer.weight" if local.tied_copy else local.name: local.tensor.numel()
+            for local in logical_parameters(chunks, plan, coordinates)
+        }
+        # Every tensor of the modules is in the table, and none is counted twice.
+        assert sum(sizes.values()) == sum(p.numel() for chunk in chunks for p in chunk.parameters())
+        found.append(sizes)
+    torch.distributed.barrier()
+    return found
+
+
+_GRID = {
+    2: [
+        Case(dp=2),
+        Case(dp=2, shape=_TIED),
+        Case(tp=2),
+        Case(tp=2, shape=_TIED, vocab_pad_multiple=128),
+        Case(tp=2, shape={"vocab_size": 3, **_MHA}, vocab_pad_multiple=1),
+        Case(pp=2),
+        Case(pp=2, shape=_TIED),
+        Case(pp=2, stage_layers=(1, 3), shape=_TIED),
+        Case(pp=2, vp=2, overlap_p2p=True),
+        Case(pp=2, vp=2, overlap_p2p=True, shape=_TIED),
+    ],
+    4: [
+        Case(tp=4, shape=_MHA),
+        Case(tp=4, shape={**_MHA, **_TIED, "vocab_size": 1001}, vocab_pad_multiple=1),
+        Case(tp=2, pp=2, shape=_TIED),
+        Case(tp=2, pp=2, sequence=True, stage_layers=(3, 1)),
+        Case(tp=2, pp=2, vp=2, overlap_p2p=True, shape={**_TIED, "vocab_size": 130}, vocab_pad_multiple=64),
+        Case(pp=4, shape={"num_layers": 8}, vp=2),
+        Case(pp=4, shape={"num_layers": 9, **_TIED}, vp=2, stage_layers=(1, 1, 1, 1, 1, 1, 1, 2)),
+        Case(pp=4, stage_layers=(1, 1, 1, 1), shape={**_TIED, "num_kv_heads": 1}),
+    ],
+}
+
+
+@pytest.mark.parametrize("world_size", list(_GRID))
+def test_parameters_per_rank_equal_real_tensors(world_size: int) -> None:
+    cases = _GRID[world_size]
+
+    by_rank = run_ranks(world_size, _tensor_sizes, cases)
+
+    for index, case in enumerate(cases):
+        plan = case.plan()
+        for rank, found in enumerate(by_rank):
+            place = plan.topology.coordinates(rank)
+            planned = {p.name: p.numel for p in rank_parameters(plan, place.pp_rank, place.tp_rank)}
+            assert planned == found[index], (case, rank)
+            assert plan.memory[place.pp_rank].parameters == sum(found[index].values()), (case, rank)
+
+
+_BIG = {"hidden_size": 128, "ffn_hidden_size": 352, "num_heads": 8, "num_kv_heads": 2, "head_dim": 24}
+_NONE: dict[str, Any] = {"kind": "none"}
+_ACTIVATION_CASES = [
+    Case(tp=tp, sequence=sequence, seq_length=64, micro=2, shape=_BIG, recompute=recompute, global_batch=2)
+    for tp, sequence in ((1, False), (2, False), (2, True))
+    for recompute in (
+        _NONE,
+        {"kind": "selective"},
+        {"kind": "full", "method": "uniform", "layers": 1},
+        {"kind": "full", "method": "uniform", "layers": 2},
+        {"kind": "full", "method": "block", "layers": 3},
+    )
+]
+
+
+def _kept_bytes(cases: list[Case]) -> list[int]:
+    """Count the storages that autograd keeps of one forward pass, weights and token ids apart."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    from llama_scale.train.model import build_chunks
+    from tests.engines.test_model import random_batch
+
+    found = []
+    for case in cases:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        plan = case.plan()
+        (chunk,) = build_chunks(case.spec(), plan, join(plan))
+        # Megatron-Core's embedding and checkpointing look the random states up even where nothing is random.
+        tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
+        chunk.train()
+        weights = {p.untyped_storage().data_ptr() for p in chunk.parameters()}
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(
+            tensor: torch.Tensor, kept: dict[int, torch.UntypedStorage] = kept, weights: set[int] = weights
+        ) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights and tensor.is_floating_point():
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = chunk(random_batch(case, micro=case.micro))
+        found.append(sum(storage.nbytes() for storage in kept.values()))
+        loss.backward()
+    return found
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_activation_bytes_are_within_a_tenth_of_saved_tensors(tp: int) -> None:
+    cases = [case for case in _ACTIVATION_CASES if case.tp == tp]
+
+    by_rank = run_ranks(tp, _kept_bytes, cases)
+
+    for index, case in enumerate(cases):
+        plan = case.plan()
+        planned = chunk_bytes(
+            ActivationCase(
+                shape=plan.shape,
+                micro_batch=case.micro,
+                seq_length=case.seq_length,
+                tp_size=tp,
+                sequence_parallel=case.sequence,
+                element_bytes=4,
+                recompute=case.spec().recompute,
+            ),
+            plan.stages[0][0],
+        )
+        for found in by_rank:
+            assert planned == pytest.approx(found[index], rel=0.10), case
