@@ -132,14 +132,21 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def list_complete(checkpoints_dir: Path) -> list[Path]:
-    """Return the folders of all complete checkpoints (those that have a manifest), oldest step first."""
+    """Return the folders of all complete checkpoints (those that have a manifest), oldest step first.
+
+    Raises:
+        CheckpointError: The folder exists and cannot be read.
+    """
     found: list[tuple[int, bool, Path]] = []
-    if not Path(checkpoints_dir).is_dir():
-        return []
-    for folder in Path(checkpoints_dir).iterdir():
-        match = _FOLDER.fullmatch(folder.name)
-        if match and (folder / MANIFEST).is_file():
-            found.append((int(match[1]), match[2] is None, folder))
+    try:
+        if not Path(checkpoints_dir).is_dir():
+            return []
+        for folder in Path(checkpoints_dir).iterdir():
+            match = _FOLDER.fullmatch(folder.name)
+            if match and (folder / MANIFEST).exists():
+                found.append((int(match[1]), match[2] is None, folder))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
     return [folder for _, _, folder in sorted(found)]
 
 

@@ -28,10 +28,12 @@ def clean_unfinished(checkpoints_dir: Path) -> list[Path]:
 
     Returns:
         The folders removed.
+
+    Raises:
+        CheckpointError: The folder exists and cannot be read.
     """
     removed: list[Path] = []
-    if not checkpoints_dir.is_dir():
-        return removed
+    list_complete(checkpoints_dir)  # raises if the folder cannot be read; glob would find nothing
     for folder in sorted(checkpoints_dir.glob("step-*.old-*")):
         final = folder.with_name(folder.name.partition(".old-")[0])
         if final.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.metadata
@@ -132,7 +133,9 @@ class ShardWriter:
                     digests[key] = f"{piece_digest(tensor, piece):016x}"
                 file.sync()
         except OSError as error:
-            self.path.unlink(missing_ok=True)
+            if not isinstance(error, FileExistsError):  # else it is somebody else's
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
             raise _write_error(error, self.path, needed=total) from error
         entry = ShardEntry(file=self.path.name, bytes=total, sha256=file.sha256, pieces=digests)
         return WrittenShard(entry=entry, tensors=self._tensors)

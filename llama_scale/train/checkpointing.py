@@ -70,14 +70,13 @@ class Checkpointer:
         self._spec = spec
         self._plan = plan
         self._ranks = Ranks()
-        self._token: str = self._ranks.share(os.urandom(4).hex() if self._ranks.rank == 0 else None)
+        self._token = self._ranks.from_first(lambda: os.urandom(4).hex())
         self._buffers = HostBuffers()
         self._pending: BackgroundSave | None = None
         self.saved_step: int | None = None
         """Step of the newest checkpoint known to be complete."""
-        if self._ranks.rank == 0:
-            for folder in clean_unfinished(self.root):
-                logger.info("removed the unfinished checkpoint %s", folder.name)
+        for folder in self._ranks.from_first(lambda: clean_unfinished(self.root)):
+            logger.info("removed what an earlier attempt left: %s", folder.name)
 
     def save(self, engine: Engine, position: Position, *, final: bool = False) -> float:
         """Save everything the run needs to go on from here.
@@ -124,7 +123,7 @@ class Checkpointer:
         Raises:
             CheckpointError: The checkpoint is damaged, of another model, or was saved without optimizer state.
         """
-        folder = self._ranks.share(newest_complete(self.root) if self._ranks.rank == 0 else None)
+        folder = self._ranks.from_first(lambda: newest_complete(self.root))
         if folder is None:
             return None
         manifest = restore(folder, engine, spec=self._spec, plan=self._plan, ranks=self._ranks, optimizer=True)

@@ -57,6 +57,23 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]  # type: ignore[no-any-return]
 
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Return what ``make`` returns on rank 0, on every rank.
+
+        Raises:
+            CheckpointError: ``make`` raised it; on every rank.
+        """
+        answer: tuple[T | None, str | None] | None = None
+        if self.rank == 0:
+            try:
+                answer = (make(), None)
+            except CheckpointError as error:
+                answer = (None, str(error))
+        value, problem = self.share(answer)
+        if problem is not None:
+            raise CheckpointError(problem)
+        return value  # type: ignore[return-value]
+
     def sum_int64(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over the ranks, mod 2^64 (two's complement)."""
         if self._group is not None:
