@@ -38,6 +38,7 @@ class LocalLauncher:
             "local/launch.sh.j2",
             processes=plan.topology.world_size,
             threads=spec.launcher.threads_per_process or 0,
+            grace_s=f"{spec.launcher.grace_s:g}",
             python=python,
         )
         files = {

@@ -198,15 +198,19 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
     """Write texts into a new folder; shell scripts become executable.
 
     Raises:
-        OSError: The folder exists or cannot be written.
+        OSError: The folder exists or cannot be written; nothing half-written is then left.
     """
     folder.mkdir(parents=True)
-    for name, text in files.items():
-        path = folder / name
-        # Byte for byte: no newline translation, whatever the locale.
-        path.write_bytes(text.encode("utf-8"))
-        if name.endswith(".sh"):
-            path.chmod(0o755)
+    try:
+        for name, text in files.items():
+            path = folder / name
+            # Byte for byte: no newline translation, whatever the locale.
+            path.write_bytes(text.encode("utf-8"))
+            if name.endswith(".sh"):
+                path.chmod(0o755)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)  # made above, nobody else's
+        raise
 
 
 def _cannot_create(root: Path, error: OSError) -> LaunchError:

@@ -6,9 +6,11 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_scale.errors import PREEMPTED_EXIT, LaunchError
+from llama_scale.errors import PREEMPTED_EXIT, LaunchError, PluginError, SpecError
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.records import RankFailure, State, Verdict, load_record
+
+_OWN_CODES = frozenset({SpecError.exit_code, PluginError.exit_code})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,30 +46,31 @@ def judge(run: RunFolder, attempt: int, *, status: int, stop_reason: str | None,
     first = verdict.first_failure if verdict else _earliest_failure(run, attempt)
     victims = verdict.victims if verdict else ()
     if status == 0:
-        return Outcome(state="succeeded", exit_code=0, message=verdict.message if verdict else "all steps are done")
+        return Outcome(state="succeeded", exit_code=0, message="all steps are done")
     if killed:
         message = "did not stop within launcher.grace_s and was killed; what was not yet in a checkpoint is lost"
         return _failed(message, first=first, victims=victims)
     if status == PREEMPTED_EXIT:
-        if stop_reason:
-            return Outcome(
-                state="stopped", exit_code=PREEMPTED_EXIT, message=f"stopped after saving a checkpoint ({stop_reason})"
-            )
-        message = verdict.message if verdict and verdict.message else "asked to stop; a checkpoint was saved"
-        return Outcome(state="preempted", exit_code=PREEMPTED_EXIT, message=message)
+        message = verdict.message if verdict and verdict.message else "stopped on request; the state is saved"
+        state: State = "stopped" if stop_reason else "preempted"
+        return Outcome(
+            state=state, exit_code=PREEMPTED_EXIT, message=f"{message} ({stop_reason})" if stop_reason else message
+        )
     if stop_reason and verdict is None and first is None and status in (-signal.SIGTERM, 128 + signal.SIGTERM):
         return Outcome(
             state="stopped",
             exit_code=PREEMPTED_EXIT,
             message=f"stopped before the first step; there was nothing new to save ({stop_reason})",
         )
-    return _failed(_message(run, status, verdict, first), first=first, victims=victims)
+    # A rank may have found the spec (3) or a plugin (4) at fault; everything else is a failed run.
+    code = verdict.exit_code if verdict and verdict.exit_code in _OWN_CODES else LaunchError.exit_code
+    return _failed(_message(run, status, verdict, first), first=first, victims=victims, exit_code=code)
 
 
-def _failed(message: str, *, first: RankFailure | None, victims: tuple[int, ...]) -> Outcome:
-    return Outcome(
-        state="failed", exit_code=LaunchError.exit_code, message=message, first_failure=first, victims=victims
-    )
+def _failed(
+    message: str, *, first: RankFailure | None, victims: tuple[int, ...], exit_code: int = LaunchError.exit_code
+) -> Outcome:
+    return Outcome(state="failed", exit_code=exit_code, message=message, first_failure=first, victims=victims)
 
 
 def _message(run: RunFolder, status: int, verdict: Verdict | None, first: RankFailure | None) -> str:
@@ -87,7 +90,7 @@ def _message(run: RunFolder, status: int, verdict: Verdict | None, first: RankFa
 def describe(failure: RankFailure) -> str:
     """Word a failure in one line: ``rank 3: RuntimeError: message``."""
     who = "agent" if failure.rank is None else f"rank {failure.rank}"
-    return f"{who}: " + ": ".join(part for part in (failure.kind, failure.error.strip()) if part)
+    return f"{who}: {failure.error.strip() or failure.kind or 'failed'}"
 
 
 def _earliest_failure(run: RunFolder, attempt: int) -> RankFailure | None:

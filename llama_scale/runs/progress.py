@@ -20,6 +20,7 @@ class StepLine:
     tokens_per_s: float | None
     step_time_s: float | None
     validation_loss: float | None
+    time_utc: str
 
     @classmethod
     def parse(cls, line: bytes | str) -> StepLine | None:
@@ -36,6 +37,7 @@ class StepLine:
             tokens_per_s=_number(data, "tokens_per_s"),
             step_time_s=_number(data, "step_time_s"),
             validation_loss=_number(data, "validation_loss"),
+            time_utc=str(data.get("time_utc", "")),
         )
 
 
@@ -60,22 +62,20 @@ def last_step(metrics: Path) -> StepLine | None:
 class Follower:
     """Return what was appended to a text file since the last call, complete lines only.
 
-    A file that is replaced or cut (metrics.jsonl is, when a run resumes) is read again from the beginning of what
-    is new to it; lines of the old file are not returned twice by ``Follower.skip_to_end``.
+    A file that is replaced or cut is read again from its beginning.
+
+    Args:
+        path: The file; it need not exist yet.
+        from_end: Regard what it holds now as read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
         self._path = path
         self._offset = 0
         self._inode: int | None = None
-
-    def skip_to_end(self) -> None:
-        """Regard what the file holds now as read."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return
-        self._offset, self._inode = status.st_size, status.st_ino
+        if from_end and path.exists():
+            status = path.stat()
+            self._offset, self._inode = status.st_size, status.st_ino
 
     def lines(self) -> list[bytes]:
         """Return the new complete lines, without line ends."""
@@ -83,8 +83,7 @@ class Follower:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 if status.st_size < self._offset or self._inode not in (None, status.st_ino):
-                    # Replaced by a shorter text: what is left of it was shown before.
-                    self._offset = status.st_size if self._inode not in (None, status.st_ino) else 0
+                    self._offset = 0
                 self._inode = status.st_ino
                 file.seek(self._offset)
                 data = file.read()
@@ -93,3 +92,26 @@ class Follower:
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
         return complete.splitlines()
+
+
+class StepFollower:
+    """Return the steps added to metrics.jsonl since this object was made.
+
+    A run that resumes replaces the file by one without the steps it does again: what remains was shown before, which
+    the lines' times tell.
+    """
+
+    def __init__(self, metrics: Path) -> None:
+        line = last_step(metrics)
+        self._newest_utc = line.time_utc if line else ""
+        self._follower = Follower(metrics, from_end=True)
+
+    def steps(self) -> list[StepLine]:
+        """Return the new steps."""
+        found = []
+        for text in self._follower.lines():
+            line = StepLine.parse(text)
+            if line is not None and line.time_utc > self._newest_utc:
+                self._newest_utc = line.time_utc
+                found.append(line)
+        return found

@@ -22,8 +22,8 @@ class RankFailure(Record):
     """Tell why one rank ended (``attempts/NNN/error-rank-RRRRR.json``)."""
 
     rank: int | None = Field(None, description="Global rank; None when the agent itself is meant.")
-    kind: str = Field("", description="Type of the exception, or the signal's name.")
-    error: str = Field("", description="Its message.")
+    kind: str = Field("", description="Kind of failure: crash, collateral, config, data, oom, signal, ...")
+    error: str = Field("", description="One line: type and message of the exception, or the signal.")
     traceback: str = Field("", description="Its traceback; empty for a signal.")
     time_utc: str = Field("", description="When it happened, ISO 8601.")
 
@@ -31,6 +31,7 @@ class RankFailure(Record):
 class Verdict(Record):
     """Tell how the ranks of an attempt ended (``attempts/NNN/verdict.json``); the agent writes it last."""
 
+    state: Literal["ok", "preempted", "failed"] = Field(description="How the ranks ended.")
     exit_code: int = Field(description="0 good, 75 stopped after saving, anything else failed.")
     message: str = Field("", description="One sentence for the user.")
     first_failure: RankFailure | None = Field(None, description="The failure that caused the others.")

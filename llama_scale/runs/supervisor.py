@@ -11,7 +11,6 @@ import argparse
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -29,8 +28,8 @@ from llama_scale.runs.folder import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder
 from llama_scale.runs.lock import RunLock
 from llama_scale.runs.outcome import Outcome, describe, judge
 from llama_scale.runs.progress import last_step
-from llama_scale.runs.records import Status
 from llama_scale.runs.restart import decide_restart
+from llama_scale.runs.start import new_status
 from llama_scale.spec.load import load_spec
 from llama_scale.spec.run import RunSpec
 
@@ -58,15 +57,7 @@ class Supervisor:
         self._spec = spec
         self._launcher = load_launcher(spec.launcher.kind)
         self._stop_reason: str | None = None
-        now = _utc()
-        self._status = Status(
-            state="starting",
-            supervisor_pid=os.getpid(),
-            supervisor_host=socket.gethostname(),
-            steps=plan.steps,
-            started_utc=now,
-            updated_utc=now,
-        )
+        self._status = new_status(state="starting", message="starting").model_copy(update={"steps": plan.steps})
 
     def supervise(self) -> int:
         """Run until the run has ended for good; return the exit code."""
@@ -207,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Signals are waited for, not handled: nothing can interrupt a write of status.json.
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    lock: RunLock | None = None
     try:
         lock = RunLock(arguments.lock_fd) if arguments.lock_fd is not None else RunLock.acquire(run)
         os.set_inheritable(lock.fd, False)
@@ -214,12 +206,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         spec = load_spec(run.spec)
         plan = RunPlan.from_json(run.plan.read_text(encoding="utf-8"))
         return Supervisor(run, spec=spec, plan=plan).supervise()
-    except OSError as error:
-        logger.error("cannot supervise %s: %s", run.path, error)
-        return LaunchError.exit_code
-    except LlamaScaleError as error:
-        logger.error("%s", error)
-        return error.exit_code
+    except (OSError, LlamaScaleError) as error:
+        return _give_up(run, error, owner=lock is not None)
+
+
+def _give_up(run: RunFolder, error: OSError | LlamaScaleError, *, owner: bool) -> int:
+    """Say why nothing was started: in the log and, for the lock's owner, in status.json."""
+    code = error.exit_code if isinstance(error, LlamaScaleError) else LaunchError.exit_code
+    logger.error("cannot supervise %s: %s", run.path, error)
+    if owner:
+        status = new_status(state="failed", message=str(error), exit_code=code)
+        try:
+            write_atomically(run.status, status.model_dump_json(indent=2) + "\n")
+        except OSError as problem:
+            logger.error("cannot write %s: %s", run.status, problem.strerror)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""``llama-scale launch``: render a run's bundle, check what it needs, and run exactly that bundle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_scale.cli.output import emit, say
+from llama_scale.errors import LaunchError
+from llama_scale.launchers.base import Bundle, load_launcher
+from llama_scale.plan.run_plan import make_plan
+from llama_scale.runs.folder import RunFolder, write_files
+from llama_scale.spec.load import load_spec
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def launch(
+    spec: Annotated[str, typer.Argument(help="The spec, a YAML file.")],
+    *,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=VALUE", help="Replace a value of the spec; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the bundle and start nothing.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="With --dry-run: write the bundle into a new folder.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the run has started.")] = False,
+    runs_dir: Annotated[
+        Path, typer.Option("--runs-dir", metavar="DIR", envvar="LLAMA_SCALE_RUNS", help="Folder of run folders.")
+    ] = Path("runs"),
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run, instead of the spec's.")] = None,
+) -> None:
+    """Validate, plan, render and run. The run folder is RUNS_DIR/<name>-<utc>-<4hex>.
+
+    Exit status: 0 done, 3 the spec has errors, 5 the run could not start or failed, 75 stopped after saving a
+    checkpoint.
+    """
+    if out is not None and not dry_run:
+        raise typer.BadParameter("--out DIR goes with --dry-run; a run's own folder is chosen with --runs-dir")
+    changes = [*(overrides or ()), *([f"name={name}"] if name is not None else ())]
+    resolved = load_spec(spec, overrides=changes)
+    plan = make_plan(resolved)
+    bundle = load_launcher(resolved.launcher.kind).render(resolved, plan, python=sys.executable)
+    if dry_run:
+        _show(bundle, out)
+        return
+    from llama_scale.cli.start import begin  # lazy: a dry run starts nothing
+    from llama_scale.runs.preflight import check_inputs
+
+    check_inputs(resolved)
+    run = RunFolder.create(runs_dir, name=resolved.name, files=bundle.files)
+    raise typer.Exit(begin(run, spec=resolved, plan=plan, detach=detach))
+
+
+def _show(bundle: Bundle, out: Path | None) -> None:
+    if out is None:
+        for file, text in bundle.files.items():
+            emit(f"==> {file} <==\n{text}")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        present = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} if out.is_dir() else {}
+        if present == {file: text.encode() for file, text in bundle.files.items()}:
+            say(f"{out} holds this bundle already ({bundle.digest[:12]})")
+            return
+        raise LaunchError(f"--out {out} exists and is not empty; nothing in it is overwritten: name a new folder")
+    try:
+        if out.is_dir():
+            out.rmdir()
+        write_files(out, bundle.files)
+    except OSError as error:
+        raise LaunchError(f"cannot write the bundle into {out}: {error.strerror}") from error
+    say(f"bundle {bundle.digest[:12]} written: {out}; run it with: bash {out}/launch.sh RUN_DIR")

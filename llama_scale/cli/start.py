@@ -1,0 +1,60 @@
+"""Start a run folder's supervisor, then follow the run or leave it."""
+
+from __future__ import annotations
+
+import time
+
+from llama_scale.cli.follow import conclude, follow
+from llama_scale.cli.output import emit, say
+from llama_scale.plan.run_plan import RunPlan
+from llama_scale.runs.folder import RunFolder
+from llama_scale.runs.lock import RunLock
+from llama_scale.runs.progress import StepFollower
+from llama_scale.runs.records import ENDED
+from llama_scale.runs.start import start_supervisor
+from llama_scale.runs.view import GONE, look
+from llama_scale.spec.run import RunSpec
+
+_DETACH_S = 20.0
+"""How long --detach waits to see that the supervisor has started the agent."""
+
+
+def begin(run: RunFolder, *, spec: RunSpec, plan: RunPlan, detach: bool, lock: RunLock | None = None) -> int:
+    """Start a run (or start it again); return the exit code of the command.
+
+    Args:
+        run: The run folder.
+        spec: Its spec.
+        plan: Its plan.
+        detach: Return once it runs.
+        lock: The folder's lock, if the caller holds it already.
+
+    Raises:
+        LaunchError: It could not be started, or failed while it was followed.
+    """
+    metrics = StepFollower(run.metrics)
+    start_supervisor(run, lock=lock or RunLock.acquire(run))
+    topology = plan.topology
+    say(
+        f"run {run.name}: {topology.world_size} processes (data {topology.dp_size} x tensor {topology.tp_size} x "
+        f"pipeline {topology.pp_size}), {plan.steps} steps"
+    )
+    say(f"run folder: {run.path}")
+    if not detach:
+        code = follow(
+            run,
+            steps=plan.steps,
+            every=spec.tracking.log_every_steps,
+            grace_s=spec.launcher.grace_s,
+            metrics=metrics,
+        )
+        emit(str(run.path))
+        return code
+    deadline = time.monotonic() + _DETACH_S
+    while (view := look(run)).state == "starting" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if view.state == GONE or view.state in ENDED:
+        return conclude(view)
+    say(f"detached; follow it with: llama-scale logs {run.path} -f")
+    emit(str(run.path))
+    return 0

@@ -1,0 +1,194 @@
+"""Check what a run needs from this machine before anything of it is created or started. No torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from llama_scale.checkpoint.manifest import load_manifest, verify_files
+from llama_scale.errors import CheckpointError, LaunchError
+from llama_scale.spec.model import InlineModel
+from llama_scale.spec.run import RunSpec
+from llama_scale.spec.tokenizer import SentencePieceTokenizer, Tokenizer
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}
+"""Codes of integer types in an index -> bytes (megatron/core/datasets/indexed_dataset.py, class DType)."""
+
+
+def check_inputs(spec: RunSpec) -> None:
+    """Check packages, token files, tokenizer and the checkpoint of a warm start.
+
+    Raises:
+        LaunchError: Something is missing or does not fit; every fault is named at once.
+    """
+    faults = [*_packages(), *_data(spec), *_tokenizer(spec), *_warm_start(spec)]
+    if faults:
+        raise LaunchError("\n  ".join([f"{spec.name} cannot start:", *faults]) if len(faults) > 1 else faults[0])
+
+
+def _packages() -> Iterator[str]:
+    missing = [name for name in ("torch", "megatron", "safetensors", "numpy") if importlib.util.find_spec(name) is None]
+    if missing:
+        yield f"the workers need {', '.join(missing)}, not installed here: pip install 'llama-scale[train]'"
+
+
+def _data(spec: RunSpec) -> Iterator[str]:
+    for part in spec.data.blend:
+        try:
+            tokens = count_tokens(part.path)
+        except LaunchError as error:
+            yield str(error)
+            continue
+        # One sample needs seq_length inputs and the label of the last one.
+        if tokens <= spec.data.seq_length:
+            yield (
+                f"{part.path}.bin holds {tokens} tokens, and one sample of data.seq_length={spec.data.seq_length} "
+                "needs one more than that; build it from more text, or use a shorter seq_length"
+            )
+
+
+def count_tokens(prefix: str) -> int:
+    """Return the number of tokens in a .bin/.idx pair, from sizes and the index's last entry only.
+
+    Raises:
+        LaunchError: A file is missing, unreadable, truncated or no index.
+    """
+    index, tokens = Path(prefix + ".idx"), Path(prefix + ".bin")
+    for path in (index, tokens):
+        if not path.is_file():
+            raise LaunchError(
+                f"token file {path} does not exist; data.blend.path is the common prefix of a .bin/.idx pair, which "
+                "`llama-scale data build` writes"
+            )
+        if not os.access(path, os.R_OK):
+            raise LaunchError(f"token file {path} cannot be read: permission denied")
+    with index.open("rb") as file:
+        head = file.read(_HEADER.size)
+        if len(head) < _HEADER.size or not head.startswith(_MAGIC):
+            raise LaunchError(f"{index} is no index of token files; build it with `llama-scale data build`")
+        _, version, code, sequences, bounds = _HEADER.unpack(head)
+        if version != 1 or code not in _ITEM_BYTES:
+            raise LaunchError(
+                f"{index} has version {version} and type code {code}; version 1 and an integer type are needed"
+            )
+        size, expected = index.stat().st_size, _HEADER.size + 12 * sequences + 8 * bounds
+        if size not in (expected, expected + sequences):
+            raise LaunchError(
+                f"{index} has {size} bytes, its header promises {expected}: it is truncated or damaged; copy or "
+                "build it again"
+            )
+        if sequences == 0:
+            return 0
+        file.seek(_HEADER.size + 4 * (sequences - 1))
+        (last_length,) = struct.unpack("<i", file.read(4))
+        file.seek(_HEADER.size + 4 * sequences + 8 * (sequences - 1))
+        (last_start,) = struct.unpack("<q", file.read(8))
+    described = last_start + last_length * _ITEM_BYTES[code]
+    if tokens.stat().st_size != described:
+        raise LaunchError(
+            f"{tokens} has {tokens.stat().st_size} bytes, its index describes {described}: it is truncated, or "
+            "belongs to another index; copy or build both files again"
+        )
+    return int(described) // _ITEM_BYTES[code]
+
+
+def _tokenizer(spec: RunSpec) -> Iterator[str]:
+    if spec.tokenizer is None:
+        return
+    assert isinstance(spec.model, InlineModel)
+    try:
+        size = vocabulary_size(spec.tokenizer)
+    except LaunchError as error:
+        yield str(error)
+        return
+    if size > spec.model.vocab_size:
+        yield (
+            f"tokenizer {spec.tokenizer.path} has {size} tokens, and the model knows model.vocab_size="
+            f"{spec.model.vocab_size}: tokens above that have no embedding; use a vocab_size of at least {size}, or "
+            "the tokenizer that belongs to the model"
+        )
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """Return one more than the largest token id of a tokenizer.
+
+    Raises:
+        LaunchError: It is missing or cannot be read, or the package that reads it is not installed.
+    """
+    path = Path(tokenizer.path)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        if not path.is_file():
+            raise LaunchError(f"tokenizer.path {path} does not exist; `llama-scale tokenizer train` writes one")
+        return _sentencepiece_size(path)
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise LaunchError(f"tokenizer.path {path} holds no tokenizer.json; name a Hugging Face tokenizer folder")
+    return _hf_size(file)
+
+
+def _sentencepiece_size(path: Path) -> int:
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise LaunchError(
+            f"cannot read {path}: sentencepiece is not installed: pip install 'llama-scale[train]'"
+        ) from error
+    try:
+        return int(sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size())
+    except (OSError, RuntimeError) as error:
+        raise LaunchError(f"tokenizer.path {path} is no SentencePiece model, or is damaged") from error
+
+
+def _hf_size(file: Path) -> int:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise LaunchError(
+            f"cannot read {file}: tokenizers is not installed: pip install 'llama-scale[train]'"
+        ) from error
+    try:
+        vocabulary = tokenizers.Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises plain Exception for any fault of the file
+        raise LaunchError(f"{file} is no tokenizer, or is damaged: {error}") from error
+    return max(vocabulary.values(), default=-1) + 1
+
+
+def _warm_start(spec: RunSpec) -> Iterator[str]:
+    assert isinstance(spec.model, InlineModel)
+    if spec.model.init_from is None:
+        return
+    folder = Path(spec.model.init_from)
+    try:
+        manifest = load_manifest(folder)
+        verify_files(folder, manifest=manifest, hashes=False)
+    except CheckpointError as error:
+        yield f"model.init_from: {error}"
+        return
+    for field in type(manifest.shape).model_fields:
+        theirs, ours = getattr(manifest.shape, field), getattr(spec.model, field)
+        # Only what changes the tensors; context length and RoPE may be changed on purpose.
+        if field in _TENSOR_FIELDS and theirs != ours:
+            yield (
+                f"model.init_from: the checkpoint {folder} has {field}={theirs}, the spec's model {field}={ours}; use "
+                "the checkpoint's number, or another checkpoint"
+            )
+
+
+_TENSOR_FIELDS = frozenset(
+    {
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "vocab_size",
+        "tie_word_embeddings",
+    }
+)
+"""Numbers of a model that decide which tensors it has and their shapes."""
