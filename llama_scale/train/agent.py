@@ -70,23 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run this host's ranks to their end and return the exit status."""
     options = _parser().parse_args(argv)
     attempt_dir = options.run / "attempts" / f"{options.attempt:03d}"
-    placement = Placement(
-        nnodes=options.nnodes,
-        node_rank=options.node_rank,
-        nproc_per_node=options.nproc_per_node,
-        rdzv_endpoint=options.rdzv_endpoint,
-    )
     for number in STOP_SIGNALS:
         signal.signal(number, _stop_early)
     try:
-        verdict = _run(options, placement, attempt_dir=attempt_dir)
+        verdict = _run(options, attempt_dir=attempt_dir)
     except _StoppedEarly as stop:
         message = f"stopped by {stop} before training began; nothing had to be saved"
         verdict = Verdict(state="preempted", exit_code=PREEMPTED_EXIT, message=message)
     except LlamaScaleError as error:
-        failure = FirstFailure(rank=placement.first_rank, kind=failures.classify(error), error=str(error), traceback="")
+        failure = FirstFailure(rank=None, kind=failures.classify(error), error=str(error))
         verdict = Verdict(state="failed", exit_code=error.exit_code, first_failure=failure, message=str(error))
-    _announce(verdict, _verdict_path(attempt_dir, placement), run_dir=options.run)
+    # Host 0's verdict is the run's.
+    name = "verdict.json" if options.node_rank == 0 else f"verdict-node-{options.node_rank:05d}.json"
+    _announce(verdict, attempt_dir / name, run_dir=options.run)
     return verdict.exit_code
 
 
@@ -95,13 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="run folder: spec.yaml, plan.json")
     parser.add_argument("--nnodes", type=int, default=1, help="hosts of the run")
     parser.add_argument("--node-rank", type=int, default=0, help="number of this host")
-    parser.add_argument("--nproc-per-node", type=int, required=True, help="ranks of each host")
+    parser.add_argument("--nproc-per-node", type=int, help="ranks of each host; default: the plan's")
     parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where host 0 listens; needed with several hosts")
     parser.add_argument("--attempt", type=int, default=int(os.environ.get("LLAMA_SCALE_ATTEMPT", "0")), help="from 0")
     parser.add_argument("--profile", metavar="N:M", help="write a torch profiler trace of steps N to M")
     parser.add_argument("--tee", action="store_true", help="show rank 0's log on stderr too")
     parser.add_argument(
-        "--stop-grace-s", type=float, default=120.0, help="time to save and leave after a stop signal, then SIGKILL"
+        "--stop-grace-s", type=float, help="time to save and leave after a stop signal; default: launcher.grace_s"
     )
     return parser
 
@@ -110,22 +106,21 @@ def _stop_early(number: int, frame: FrameType | None) -> None:
     raise _StoppedEarly(signal.Signals(number).name)
 
 
-def _run(options: argparse.Namespace, placement: Placement, *, attempt_dir: Path) -> Verdict:
+def _run(options: argparse.Namespace, *, attempt_dir: Path) -> Verdict:
     from llama_scale.train import worker  # seconds; after the signal handlers are in place
 
     job = worker.load_job(options.run, attempt=options.attempt, profile=options.profile)
-    _check(job, placement)
+    placement = Placement(
+        nnodes=options.nnodes,
+        node_rank=options.node_rank,
+        nproc_per_node=options.nproc_per_node or job.plan.topology.world_size // options.nnodes,
+        rdzv_endpoint=options.rdzv_endpoint,
+    )
+    _check(placement, world_size=job.plan.topology.world_size)
+    logs = _prepare(job, placement, attempt_dir=attempt_dir)
     _preload(job)
-    logs = job.run_dir / "logs"
-    try:
-        logs.mkdir(exist_ok=True)
-        attempt_dir.mkdir(parents=True, exist_ok=True)
-        for old in [*attempt_dir.glob("error-rank-*.json"), *attempt_dir.glob("verdict*.json")]:
-            if placement.node_rank == 0:
-                old.unlink(missing_ok=True)
-    except OSError as error:
-        raise LaunchError(f"cannot write into {job.run_dir}: {error.strerror}; check its permissions") from error
-    watch = RankWatch(placement.nproc_per_node, stop_grace_s=options.stop_grace_s)
+    grace_s = job.spec.launcher.grace_s if options.stop_grace_s is None else options.stop_grace_s
+    watch = RankWatch(placement.nproc_per_node, stop_grace_s=grace_s)
     watch.install()
     out_of_memory = _out_of_memory_kills()
     try:
@@ -144,18 +139,31 @@ def _run(options: argparse.Namespace, placement: Placement, *, attempt_dir: Path
     )
 
 
-def _check(job: Job, placement: Placement) -> None:
+def _check(placement: Placement, *, world_size: int) -> None:
     """Refuse a placement that does not fit the plan."""
-    world = job.plan.topology.world_size
-    if placement.nnodes * placement.nproc_per_node != world:
+    if placement.nnodes * placement.nproc_per_node != world_size:
         raise LaunchError(
             f"--nnodes {placement.nnodes} x --nproc-per-node {placement.nproc_per_node} are "
-            f"{placement.nnodes * placement.nproc_per_node} processes, but the plan is for {world}"
+            f"{placement.nnodes * placement.nproc_per_node} processes, but the plan is for {world_size}"
         )
     if not 0 <= placement.node_rank < placement.nnodes:
         raise LaunchError(f"--node-rank {placement.node_rank} is not in 0 to {placement.nnodes - 1} (--nnodes)")
     if placement.nnodes > 1 and placement.rdzv_endpoint is None:
         raise LaunchError("--rdzv-endpoint is missing: with several hosts each needs HOST:PORT of host 0")
+
+
+def _prepare(job: Job, placement: Placement, *, attempt_dir: Path) -> Path:
+    """Make this attempt's folders, without what an earlier try under its number left; return the log folder."""
+    logs = job.run_dir / "logs"
+    try:
+        logs.mkdir(exist_ok=True)
+        attempt_dir.mkdir(parents=True, exist_ok=True)
+        if placement.node_rank == 0:
+            for old in [*attempt_dir.glob("error-rank-*.json"), *attempt_dir.glob("verdict*.json")]:
+                old.unlink(missing_ok=True)
+    except OSError as error:
+        raise LaunchError(f"cannot write into {job.run_dir}: {error.strerror}; check its permissions") from error
+    return logs
 
 
 def _preload(job: Job) -> None:
@@ -248,12 +256,6 @@ def _verdict_of_codes(codes: dict[int, Any]) -> Verdict:
     if any(code == PREEMPTED_EXIT for code in codes.values()):
         return Verdict(state="preempted", exit_code=PREEMPTED_EXIT, message="stopped on request; the state is saved")
     return Verdict(state="ok", exit_code=0, message="done")
-
-
-def _verdict_path(attempt_dir: Path, placement: Placement) -> Path:
-    """Return the file of this host's verdict; host 0's is the run's."""
-    name = "verdict.json" if placement.node_rank == 0 else f"verdict-node-{placement.node_rank:05d}.json"
-    return attempt_dir / name
 
 
 def _announce(verdict: Verdict, path: Path, *, run_dir: Path) -> None:

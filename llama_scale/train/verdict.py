@@ -18,16 +18,18 @@ class FirstFailure:
     """Name the rank that failed first.
 
     Args:
-        rank: Global rank.
+        rank: Global rank; None means the agent itself.
         kind: See ``failures.Kind``.
         error: One line.
         traceback: The whole of it; empty if the rank could not write one.
+        time_utc: When it failed, as far as is known; ISO 8601.
     """
 
-    rank: int
+    rank: int | None
     kind: Kind
     error: str
-    traceback: str
+    traceback: str = ""
+    time_utc: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,17 +85,17 @@ def judge_failure(
         stop_timed_out: Ranks did not leave in time after a stop signal.
     """
     spoke = {report.rank for report in reports}
-    silent = [
-        d for d in deaths if not d.by_agent and first_rank + d.local_rank not in spoke and d.exit_code not in _MEANT
-    ]
-    candidates = [(r.time_utc, _of_report(r)) for r in reports if r.kind != "collateral"]
-    candidates += [(d.time_utc, _of_death(d, first_rank + d.local_rank, out_of_memory=out_of_memory)) for d in silent]
+    failed = [death for death in deaths if death.exit_code not in _MEANT]
+    silent = [death for death in failed if not death.by_agent and first_rank + death.local_rank not in spoke]
+    candidates = [_of_report(report) for report in reports if report.kind != "collateral"]
+    candidates += [_of_death(d, first_rank + d.local_rank, out_of_memory=out_of_memory) for d in silent]
     dead = {first_rank + d.local_rank for d in failed}
-    culprit = min(candidates, key=lambda c: c[0])[1] if candidates else None
+    culprit = min(candidates, key=lambda candidate: candidate.time_utc, default=None)
     if culprit is None:
         culprit = _unspoken(reports, range(first_rank, first_rank + ranks), stop_timed_out=stop_timed_out)
     victims = tuple(sorted((spoke | dead) - {culprit.rank}))
-    message = f"rank {culprit.rank} failed first: {culprit.error}"
+    who = "the agent" if culprit.rank is None else f"rank {culprit.rank}"
+    message = f"{who} failed first: {culprit.error}"
     if victims:
         message += f" (victims: rank {', '.join(map(str, victims))})"
     return Verdict(
@@ -109,33 +111,34 @@ _MEANT = (0, PREEMPTED_EXIT)
 
 
 def _of_report(report: ErrorReport) -> FirstFailure:
-    return FirstFailure(rank=report.rank, kind=report.kind, error=report.error, traceback=report.traceback)
+    return FirstFailure(
+        rank=report.rank, kind=report.kind, error=report.error, traceback=report.traceback, time_utc=report.time_utc
+    )
 
 
 def _of_death(death: Death, rank: int, *, out_of_memory: bool) -> FirstFailure:
+    kind: Kind = "crash"
     if death.exit_code >= 0:
         error = f"exited with status {death.exit_code} without an error file; see its log"
-        return FirstFailure(rank=rank, kind="crash", error=error, traceback="")
-    name = signal.Signals(-death.exit_code).name
-    error = f"killed by {name}"
-    if death.exit_code == -signal.SIGKILL:
-        if out_of_memory:
-            error += ": the machine ran out of memory; use a smaller batch.micro, more stages or recompute"
-            return FirstFailure(rank=rank, kind="oom", error=error, traceback="")
+    else:
+        error = f"killed by {signal.Signals(-death.exit_code).name}"
+    if death.exit_code == -signal.SIGKILL and out_of_memory:
+        kind = "oom"
+        error += ": the machine ran out of memory; use a smaller batch.micro, more ranks or recompute"
+    elif death.exit_code == -signal.SIGKILL:
         error += ", by somebody or, if memory ran out, by the kernel (`dmesg` says so)"
-    return FirstFailure(rank=rank, kind="crash", error=error, traceback="")
+    return FirstFailure(rank=rank, kind=kind, error=error, time_utc=death.time_utc)
 
 
 def _unspoken(reports: Sequence[ErrorReport], ranks: range, *, stop_timed_out: bool) -> FirstFailure:
     spoke = {report.rank for report in reports}
     silent = [rank for rank in ranks if rank not in spoke]
     if stop_timed_out and silent:
-        error = "did not save and leave in time after a stop signal; it was killed"
-        return FirstFailure(rank=silent[0], kind="crash", error=error, traceback="")
+        error = "did not save and leave in time after a stop signal, so it was killed"
+        return FirstFailure(rank=silent[0], kind="crash", error=error)
     if silent and reports:
-        error = f"did not answer its peers (rank {reports[0].rank}: {reports[0].error}); it hung, or never started"
+        error = f"did not answer (rank {reports[0].rank} waited for it: {reports[0].error}); it hung, or never started"
         return FirstFailure(rank=silent[0], kind="crash", error=error, traceback=reports[0].traceback)
     if reports:
         return _of_report(reports[0])
-    error = "the ranks ended and none says why; see the logs"
-    return FirstFailure(rank=ranks[0], kind="crash", error=error, traceback="")
+    return FirstFailure(rank=None, kind="crash", error="the ranks ended and none says why; see their logs")

@@ -20,7 +20,7 @@ import torch
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.spec.load import load_spec
-from llama_scale.train import distributed, failures, trackers
+from llama_scale.train import distributed, failures, noise, trackers
 from llama_scale.train.checkpointing import Checkpointer, Position
 from llama_scale.train.data import Samples
 from llama_scale.train.engine import Engine, make_engine
@@ -119,6 +119,7 @@ def fail(attempt_dir: Path | None, error: BaseException, *, rank: int) -> Never:
 
 def _run(job: Job, *, stop: StopRequest, tee: int | None) -> int:
     spec, plan = job.spec, job.plan
+    noise.silence()
     set_threads()
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0" if int(os.environ.get("WORLD_SIZE", "1")) == 1 else "29500")
