@@ -14,7 +14,11 @@ from llama_scale.cli.output import emit, emit_json
 from llama_scale.plan.flops import model_flops_per_token
 from llama_scale.plan.parameters import model_numel
 from llama_scale.plan.run_plan import RunPlan, make_plan
+from llama_scale.spec.engine import DeepSpeedEngine, MegatronEngine
 from llama_scale.spec.load import load_spec
+from llama_scale.spec.model import InlineModel
+from llama_scale.spec.recompute import FullRecompute
+from llama_scale.spec.run import RunSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +46,7 @@ def plan(
     if as_json:
         emit_json(plan_document(made))
     else:
-        emit(render(made))
+        emit(render(made, spec=resolved))
 
 
 def plan_document(plan: RunPlan) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def plan_document(plan: RunPlan) -> dict[str, Any]:
     return document
 
 
-def render(plan: RunPlan) -> str:
+def render(plan: RunPlan, *, spec: RunSpec) -> str:
     """Return the plan's tables as text of at most 80 columns; coloured only on a terminal and without NO_COLOR."""
     from rich.console import Console  # lazy: keeps rich out of --help and validate
 
@@ -68,7 +72,7 @@ def render(plan: RunPlan) -> str:
     console = Console(
         file=buffer, width=_WIDTH, force_terminal=coloured, no_color=not coloured, highlight=False, emoji=False
     )
-    for table in (_layout_table(plan), _stage_table(plan), _memory_table(plan), _step_table(plan)):
+    for table in (_layout_table(plan, spec), _stage_table(plan), _memory_table(plan), _step_table(plan)):
         console.print(table)
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
     return "\n".join(lines).strip("\n") + "\n"
@@ -85,15 +89,20 @@ def _table(title: str, *columns: str, left: tuple[int, ...] = (0,)) -> Table:
     return table
 
 
-def _layout_table(plan: RunPlan) -> Table:
+def _layout_table(plan: RunPlan, spec: RunSpec) -> Table:
     topology, shape = plan.topology, plan.shape
     table = _table(f"Layout of {plan.name}", "what", "value", left=(0, 1))
-    table.add_row("model parameters", f"{model_numel(shape):,}")
-    table.add_row("engine", plan.engine)
+    if isinstance(spec.model, InlineModel):
+        table.add_row("model", spec.model.name)
+    table.add_row("parameters", f"{model_numel(shape):,}")
+    table.add_row("engine", f"{plan.engine}, {_sharding(spec)}")
+    table.add_row("precision", f"{spec.precision.compute}, {spec.precision.gradients} gradients")
+    table.add_row("recompute", _recompute(spec))
     table.add_row("nodes x processes", f"{plan.nodes} x {plan.devices_per_node}")
     table.add_row("ranks", f"{topology.world_size:,}")
     table.add_row("data x tensor x pipeline", f"{topology.dp_size} x {topology.tp_size} x {topology.pp_size}")
     table.add_row("virtual stages", str(plan.virtual_stages))
+    table.add_row("sequence parallel", "yes" if spec.parallel.sequence else "no")
     table.add_row("rank order", "tensor innermost, then data, pipeline outermost")
     return table
 
@@ -151,8 +160,20 @@ def _step_table(plan: RunPlan) -> Table:
     held = ", ".join(f"{n:g}" for n in schedule.in_flight)
     table.add_row("micro-batches held", f"{held} (stage by stage)")
     flops = model_flops_per_token(plan.shape, batch.seq_length)
-    table.add_row("model FLOPs per token", f"{flops:.4g} (attention counted in full, as PaLM's MFU)")
+    table.add_row("model FLOPs per token", f"{flops:.4g} (PaLM's MFU: attention in full)")
     return table
+
+
+def _sharding(spec: RunSpec) -> str:
+    engine = spec.engine
+    if isinstance(engine, MegatronEngine):
+        return "distributed optimizer" if engine.distributed_optimizer else "optimizer on every replica"
+    return f"ZeRO-{engine.zero}" if isinstance(engine, DeepSpeedEngine) else "optimizer on every replica"
+
+
+def _recompute(spec: RunSpec) -> str:
+    recompute = spec.recompute
+    return f"full, {recompute.method}, {recompute.layers}" if isinstance(recompute, FullRecompute) else recompute.kind
 
 
 def _unit(value: int) -> tuple[int, str]:

@@ -1,0 +1,144 @@
+"""``llama-scale plan`` as its users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llama_scale.cli.app import app
+from llama_scale.plan.run_plan import RunPlan, make_plan
+from llama_scale.spec.load import load_spec
+
+GOLDEN = Path(__file__).parent / "golden"
+UPDATE = "LLAMA_SCALE_UPDATE_GOLDEN"
+"""Environment variable: write the golden files anew instead of comparing with them."""
+
+LAYOUTS = {
+    "llama-3.1-8b": """
+parallel: {data: 4, tensor: 2, pipeline: 1}
+batch: {global: 128, micro: 1}
+cluster: {nodes: 1, devices_per_node: 8}
+""",
+    "llama-3.1-70b": """
+parallel: {data: 4, tensor: 8, pipeline: 4, virtual_stages: 5, sequence: true}
+batch: {global: 512, micro: 1}
+recompute: {kind: selective}
+cluster: {nodes: 16, devices_per_node: 8}
+""",
+    "llama-3.1-405b": """
+parallel:
+  {data: 128, tensor: 8, pipeline: 16, sequence: true, stage_layers: [7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 7]}
+batch: {global: 2048, micro: 1}
+recompute: {kind: full}
+cluster: {nodes: 2048, devices_per_node: 8}
+""",
+}
+
+
+def _write_spec(folder: Path, name: str = "llama-3.1-8b") -> Path:
+    path = folder / "run.yaml"
+    path.write_text(
+        f"""version: 1
+name: {name}
+model: {{kind: preset, name: {name}}}
+data: {{kind: indexed, blend: [{{path: tokens}}], seq_length: 8192}}
+train: {{tokens: 1000000000000}}
+engine: {{kind: megatron}}
+{LAYOUTS[name]}"""
+    )
+    return path
+
+
+def _run(*args: str, stdout: int = subprocess.PIPE, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llama_scale", "plan", *args],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **env},
+    )
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS))
+def test_tables_are_the_golden_text(name: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", str(_write_spec(tmp_path, name))])
+
+    assert result.exit_code == 0, result.output
+    golden = GOLDEN / f"{name}.txt"
+    if os.environ.get(UPDATE):
+        golden.write_text(result.stdout)
+    assert result.stdout == golden.read_text()
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert result.stdout.isascii()
+
+
+def test_json_is_the_plan_with_what_follows_from_it(tmp_path: Path) -> None:
+    path = _write_spec(tmp_path)
+
+    result = CliRunner().invoke(app, ["plan", str(path), "--json"])
+
+    document = json.loads(result.stdout)
+    derived = document.pop("derived")
+    assert RunPlan.from_json(json.dumps(document)) == make_plan(load_spec(path))
+    assert derived["world_size"] == 8
+    assert derived["model_parameters"] == 8_030_261_248
+    assert derived["tokens_per_step"] == 128 * 8192
+    assert derived["tokens"] >= 10**12 > derived["tokens"] - derived["tokens_per_step"]
+
+
+def test_set_replaces_values(tmp_path: Path) -> None:
+    args = ["plan", str(_write_spec(tmp_path)), "--json", "--set", "parallel.tensor=1", "--set", "parallel.pipeline=2"]
+
+    result = CliRunner().invoke(app, args)
+
+    topology = json.loads(result.stdout)["topology"]
+    assert topology == {"dp_size": 4, "tp_size": 1, "pp_size": 2}
+
+
+def test_bad_spec_exits_3_with_every_problem_and_no_data(tmp_path: Path) -> None:
+    path = _write_spec(tmp_path)
+
+    done = _run(str(path), "--set", "parallel.tensor=3", "--set", "parallel.pipeline=5")
+
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert "tensor=3" in done.stderr
+    assert "pipeline=5" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_file_exits_3(tmp_path: Path) -> None:
+    done = _run(str(tmp_path / "none.yaml"))
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "none.yaml" in done.stderr
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_terminal_is_coloured_unless_no_color(no_color: str, coloured: bool, tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    try:
+        done = _run(str(_write_spec(tmp_path)), stdout=follower, NO_COLOR=no_color, TERM="xterm")
+        text = os.read(leader, 1 << 16).decode()
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+    assert done.returncode == 0, done.stderr
+    assert ("\x1b[" in text) is coloured
+    assert "8,030,261,248" in text
+
+
+def test_help_names_the_options() -> None:
+    result = CliRunner().invoke(app, ["plan", "--help"])
+
+    assert result.exit_code == 0
+    assert "--set" in result.stdout
+    assert "--json" in result.stdout
