@@ -147,7 +147,16 @@ class Engine(Protocol):
         ...
 
 
-_ENGINES = {"megatron": "llama_scale.train.megatron_engine:MegatronEngine"}
+def to_device(micro: MicroBatch, device: torch.device) -> MicroBatch:
+    """Return a micro-batch on a device."""
+    return {key: value.to(device, non_blocking=True) for key, value in micro.items()}  # type: ignore[return-value]
+
+
+_ENGINES = {
+    "megatron": "llama_scale.train.megatron_engine:MegatronEngine",
+    "ddp": "llama_scale.train.ddp_engine:DdpEngine",
+    "deepspeed": "llama_scale.train.deepspeed_engine:DeepSpeedEngine",
+}
 """Engine kind -> class, imported on first use: DeepSpeed and Megatron-Core each cost seconds."""
 
 
