@@ -51,13 +51,15 @@ def transformer_config(spec: RunSpec, plan: RunPlan) -> TransformerConfig:
         sequence_parallel=spec.parallel.sequence,
         overlap_p2p_comm=overlap_p2p,
         batch_p2p_comm=not overlap_p2p,
-        deallocate_pipeline_outputs=True,
+        # gloo still reads an overlapped send's tensor when Megatron-Core frees it; CUDA streams are in order.
+        deallocate_pipeline_outputs=spec.cluster.device == "cuda" or not overlap_p2p,
         # The sum of token losses is differentiated and divided by the tokens of the global batch afterwards, so
         # that neither layout nor micro-batching changes the gradient.
         calculate_per_token_loss=True,
         # initialize.py fills the weights.
         perform_initialization=False,
         masked_softmax_fusion=False,
+        cuda_graph_scope=[],
         **_recompute(spec.recompute),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ def initialize(topology: Topology, *, device: str, timeout_s: float, virtual_sta
             "e.g. with `llama-scale launch`"
         )
     cpu.adapt()
+    # Megatron-Core 0.16 under torch 2.13, once per call site and rank.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     target = device_of(device)
     if target.type == "cuda":
         if not torch.cuda.is_available() or target.index >= torch.cuda.device_count():

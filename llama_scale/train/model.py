@@ -20,7 +20,7 @@ from llama_scale.train.layers import block_spec
 from llama_scale.train.loss import VocabularyRows, linear_loss
 from llama_scale.train.names import logical_parameters
 from llama_scale.train.rope import inverse_frequencies, rotation
-from llama_scale.train.versions import GPTModel, TransformerConfig, parallel_state, tensor_parallel
+from llama_scale.train.versions import GPTModel, TransformerConfig, mcore_random, parallel_state, tensor_parallel
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import RunPlan
@@ -151,6 +151,8 @@ def build_chunks(
         initialize: Fill the weights from the spec's seed; otherwise they are undefined until a checkpoint is loaded.
     """
     cpu.adapt()
+    # Nothing here is random, but sequence parallel layers enter the tracker's streams.
+    mcore_random.model_parallel_cuda_manual_seed(spec.seed, force_reset_rng=True)
     config = transformer_config(spec, plan)
     padded = padded_vocab_size(plan.shape.vocab_size, tp_size=plan.topology.tp_size, multiple=plan.vocab_pad_multiple)
     stage = plan.stages[coordinates.pp_rank]
