@@ -6,17 +6,20 @@ Errors of ``llama_scale.errors`` become exit codes here and nowhere else. No tra
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Annotated, Any
 
 import typer
 import typer.main
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from llama_scale import __version__
 from llama_scale.cli.output import say
 from llama_scale.errors import LlamaScaleError
+
+_DEBUG = "LLAMA_SCALE_DEBUG"
 
 COMMANDS: dict[str, str] = {
     "init": "Write a commented spec for a model, a cluster profile and a launcher.",
@@ -40,6 +43,8 @@ COMMANDS: dict[str, str] = {
 class LazyGroup(TyperGroup):
     """Look commands up in COMMANDS and import a command's module only when it runs."""
 
+    _listing = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order of the table."""
         return list(COMMANDS)
@@ -48,10 +53,30 @@ class LazyGroup(TyperGroup):
         """Return the command; None (a usage error) for a name that is not in the table."""
         if cmd_name not in COMMANDS:
             return None
+        if self._listing:
+            return TyperCommand(name=cmd_name, help=COMMANDS[cmd_name])
         module = importlib.import_module(f"llama_scale.cli.{cmd_name}")
         command = typer.main.get_command(module.app)
         command.name = cmd_name
         return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the arguments name; for a misspelt one, name the nearest."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches  # lazy: only for a wrong command
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete command names from the table, so that a Tab imports none of them."""
+        self._listing = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._listing = False
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands from the table, so that --help imports none of them."""
@@ -88,19 +113,37 @@ def _root(
     `llama-scale plan run.yaml`, `llama-scale launch run.yaml --dry-run`.
     """
     if debug:
-        os.environ["LLAMA_SCALE_DEBUG"] = "1"
+        os.environ[_DEBUG] = "1"
 
 
 def main() -> None:
     """Run the command line and exit with the documented status."""
+    _take_debug(sys.argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name need not be text in the locale's encoding
     try:
         app()
-    except LlamaScaleError as error:
-        if os.environ.get("LLAMA_SCALE_DEBUG"):
-            raise
-        say(f"error: {error}")
-        sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain once more while flushing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except LlamaScaleError as error:
+        if os.environ.get(_DEBUG):
+            raise
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            raise
+        text = " ".join(str(error).split())
+        say(f"error: {type(error).__name__}: {text} (not expected; run with --debug to see where)")
+        sys.exit(1)
+
+
+def _take_debug(argv: list[str]) -> None:
+    """Let ``--debug`` stand anywhere on the command line, not only before the command."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    if "--debug" in argv[1:end]:
+        os.environ[_DEBUG] = "1"
+        argv[1:end] = [word for word in argv[1:end] if word != "--debug"]

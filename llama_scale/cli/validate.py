@@ -1,0 +1,164 @@
+"""``llama-scale validate``: every error of many specs at once, for people, programs and GitHub."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llama_scale.cli.output import emit, emit_json, say
+from llama_scale.errors import Problem, SpecError
+from llama_scale.spec.load import Loaded, check_file
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class Format(StrEnum):
+    """How problems are written."""
+
+    TEXT = "text"
+    JSON = "json"
+    GITHUB = "github"
+
+
+@app.command()
+def validate(
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="YAML files or quoted globs.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=VALUE", help="Replace a value in every spec; repeatable.")
+    ] = None,
+    output: Annotated[
+        Format, typer.Option("--format", help="text; json: a list of problems; github: workflow annotations.")
+    ] = Format.TEXT,
+) -> None:
+    """Check specs without torch: every error at once, with file:line:column and what to do.
+
+    Exit status 3: a spec has errors, or a name or glob matches no file.
+    """
+    files, problems = find_files(specs)
+    good: list[tuple[str, Loaded]] = []
+    for file in files:
+        loaded = check_file(file, overrides=overrides or ())
+        problems.extend(loaded.problems)
+        if loaded.spec is not None:
+            good.append((file, loaded))
+    _WRITERS[output](good, problems)
+    if problems:
+        raise typer.Exit(SpecError.exit_code)
+
+
+def find_files(patterns: Sequence[str]) -> tuple[list[str], list[Problem]]:
+    """Return the files that names and globs stand for, each once, and a problem for each glob that matches none."""
+    files: dict[str, None] = {}
+    problems: list[Problem] = []
+    for pattern in patterns:
+        if not glob.has_magic(pattern) or "\x00" in pattern or Path(pattern).exists():
+            files[pattern] = None
+            continue
+        matches = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207 - Path.glob takes no absolute patterns
+        files.update(dict.fromkeys(matches))
+        if not matches:
+            problems.append(
+                Problem(
+                    path=(),
+                    file=pattern,
+                    message="the glob matches no file",
+                    hint="check the path; ** stands for any number of folders",
+                    code="glob",
+                )
+            )
+    return list(files), problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """``file:line:column`` as far as it is known."""
+
+    problem: Problem
+
+    def __str__(self) -> str:
+        parts = (self.problem.file, self.problem.line, self.problem.column)
+        return ":".join(str(part) for part in parts if part is not None)
+
+
+def _write_text(good: Sequence[tuple[str, Loaded]], problems: Sequence[Problem]) -> None:
+    for file, loaded in good:
+        emit(f"{file}: ok: {_summary(loaded)}")
+    for problem in problems:
+        where = f"{_Place(problem)}: {problem.dotted}" if problem.path else str(_Place(problem))
+        say(f"{where}: {problem.message}")
+        if problem.hint:
+            say(f"    hint: {problem.hint}")
+    if problems:
+        bad = len({problem.file for problem in problems})
+        say(f"{_count(len(problems), 'error')} in {_count(bad, 'file')}; {len(good)} good")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _summary(loaded: Loaded) -> str:
+    spec = loaded.spec
+    assert spec is not None
+    parallel, batch = spec.parallel, spec.batch
+    return (
+        f"{spec.model.name if hasattr(spec.model, 'name') else spec.model.kind}, {spec.engine.kind}, "
+        f"{_count(parallel.world_size, 'process').replace('processs', 'processes')} "
+        f"(data {parallel.data} x tensor {parallel.tensor} x pipeline {parallel.pipeline}), "
+        f"batch {batch.global_}, {_count(spec.train.steps or 0, 'step')}"
+    )
+
+
+def _write_json(good: Sequence[tuple[str, Loaded]], problems: Sequence[Problem]) -> None:
+    emit_json([as_document(problem) for problem in problems])
+
+
+def as_document(problem: Problem) -> dict[str, Any]:
+    """Return a problem as plain data."""
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+        "path": problem.dotted,
+        "code": problem.code,
+        "message": problem.message,
+        "hint": problem.hint,
+    }
+
+
+def _write_github(good: Sequence[tuple[str, Loaded]], problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        emit(github_annotation(problem))
+
+
+def github_annotation(problem: Problem) -> str:
+    """Return one workflow command.
+
+    Escaping: https://github.com/actions/toolkit/blob/main/packages/core/src/command.ts
+    """
+    properties = {
+        "file": problem.file,
+        "line": problem.line,
+        "col": problem.column,
+        "title": problem.dotted or problem.code,
+    }
+    listed = ",".join(f"{key}={_property(str(value))}" for key, value in properties.items() if value is not None)
+    text = f"{problem.message}\n{problem.hint}" if problem.hint else problem.message
+    return f"::error {listed}::{_data(text)}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+_WRITERS = {Format.TEXT: _write_text, Format.JSON: _write_json, Format.GITHUB: _write_github}
