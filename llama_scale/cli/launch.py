@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llama_scale.cli.output import emit, say
+from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
 from llama_scale.errors import LaunchError
 from llama_scale.launchers.base import Bundle, load_launcher
 from llama_scale.plan.run_plan import make_plan
@@ -30,9 +31,7 @@ def launch(
         Path | None, typer.Option("--out", metavar="DIR", help="With --dry-run: write the bundle into a new folder.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the run has started.")] = False,
-    runs_dir: Annotated[
-        Path, typer.Option("--runs-dir", metavar="DIR", envvar="LLAMA_SCALE_RUNS", help="Folder of run folders.")
-    ] = Path("runs"),
+    runs_dir: RunsDir = DEFAULT_RUNS,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run, instead of the spec's.")] = None,
 ) -> None:
     """Validate, plan, render and run. The run folder is RUNS_DIR/<name>-<utc>-<4hex>.

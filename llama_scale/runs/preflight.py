@@ -20,13 +20,17 @@ _ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}
 """Codes of integer types in an index -> bytes (megatron/core/datasets/indexed_dataset.py, class DType)."""
 
 
-def check_inputs(spec: RunSpec) -> None:
+def check_inputs(spec: RunSpec, *, warm_start: bool = True) -> None:
     """Check packages, token files, tokenizer and the checkpoint of a warm start.
+
+    Args:
+        spec: Resolved spec.
+        warm_start: Look at ``model.init_from``; a run that goes on from its own checkpoint does not read it.
 
     Raises:
         LaunchError: Something is missing or does not fit; every fault is named at once.
     """
-    faults = [*_packages(), *_data(spec), *_tokenizer(spec), *_warm_start(spec)]
+    faults = [*_packages(), *_data(spec), *_tokenizer(spec), *(_warm_start(spec) if warm_start else ())]
     if faults:
         raise LaunchError("\n  ".join([f"{spec.name} cannot start:", *faults]) if len(faults) > 1 else faults[0])
 

@@ -1,0 +1,76 @@
+"""``llama-scale logs``: what the ranks of a run print."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_scale.cli.output import emit, say
+from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunName, RunsDir
+from llama_scale.errors import LaunchError
+from llama_scale.plan.run_plan import RunPlan
+from llama_scale.runs.find import find_run
+from llama_scale.runs.folder import RunFolder
+from llama_scale.runs.progress import Follower
+from llama_scale.runs.records import ENDED
+from llama_scale.runs.view import GONE, NEVER, look
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+_POLL_S = 0.2
+
+
+@app.command()
+def logs(
+    run: RunName,
+    *,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    rank: Annotated[
+        str, typer.Option("--rank", metavar="R", help="Rank; or agent or supervisor, for the processes above them.")
+    ] = "0",
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines to print; 0 prints all.")] = 0,
+) -> None:
+    """Print the log of one rank (rank 0 by default), or follow it until the run ends."""
+    folder = find_run(run, root=runs_dir)
+    path = _log_file(folder, rank)
+    # What is read now is printed through the follower, so that no line falls between two readings.
+    follower = Follower(path)
+    first = follower.lines()
+    for line in deque(first, maxlen=lines) if lines else first:
+        _print(line)
+    if not follow:
+        if not path.exists():
+            say(f"{path} does not exist yet: nothing was printed")
+        return
+    try:
+        while True:
+            ended = look(folder).state in (*ENDED, GONE, NEVER)
+            for line in follower.lines():
+                _print(line)
+            if ended:
+                return
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _print(line: bytes) -> None:
+    emit(line.decode("utf-8", errors="replace"))
+
+
+def _log_file(run: RunFolder, rank: str) -> Path:
+    if rank == "agent":
+        return run.agent_log
+    if rank == "supervisor":
+        return run.supervisor_log
+    world = RunPlan.from_json(run.plan.read_text(encoding="utf-8")).topology.world_size
+    if not rank.isdecimal() or (int(rank) >= world and not run.rank_log(int(rank)).exists()):
+        raise LaunchError(
+            f"--rank {rank}: the run has ranks 0 to {world - 1}; agent and supervisor name the processes above them"
+        )
+    return run.rank_log(int(rank))

@@ -1,0 +1,47 @@
+"""``llama-scale runs``: the runs of a folder, one line each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llama_scale.cli.output import emit, emit_json, say
+from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
+from llama_scale.runs.find import list_runs
+from llama_scale.runs.view import look
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+_HEAD = ("RUN", "STATE", "STEP", "LOSS", "UPDATED")
+
+
+@app.command()
+def runs(
+    *,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+) -> None:
+    """List the runs of a folder, oldest first."""
+    found = [look(run).to_dict() for run in list_runs(runs_dir)]
+    if as_json:
+        emit_json(found)
+        return
+    if not found:
+        say(f"no runs in {runs_dir}")
+        return
+    rows = [_HEAD, *(_row(run) for run in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    for row in rows:
+        emit("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(run: dict[str, object]) -> tuple[str, ...]:
+    loss = run["loss"]
+    return (
+        str(run["name"]),
+        str(run["state"]),
+        f"{run['step']}/{run.get('steps') or '?'}",
+        f"{loss:.4f}" if isinstance(loss, float) else "-",
+        str(run.get("updated_utc", "-")),
+    )
