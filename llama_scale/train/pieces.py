@@ -28,7 +28,7 @@ def weight_pieces(
             box=local.box,
             flat_start=None,
             tensor=local.view(),
-            primary=_owns(local, coordinates) and index % plan.topology.dp_size == coordinates.dp_rank,
+            primary=owns(local, coordinates) and index % plan.topology.dp_size == coordinates.dp_rank,
         )
 
 
@@ -42,16 +42,16 @@ def main_pieces(
         if part is None:
             continue
         # Flat ranges are in one rank only; whole tensors are in all replicas.
-        primary = _owns(local, coordinates) and (
+        primary = owns(local, coordinates) and (
             part.start is not None or index % plan.topology.dp_size == coordinates.dp_rank
         )
         for group, tensor in _tensors(part):
-            piece = _piece(local, part, group=group, tensor=tensor.detach(), primary=primary)
+            piece = held_piece(local, part, group=group, tensor=tensor.detach(), primary=primary)
             if piece is not None:
                 yield piece
 
 
-def _owns(local: LocalParameter, coordinates: Coordinates) -> bool:
+def owns(local: LocalParameter, coordinates: Coordinates) -> bool:
     """Tell whether this tensor parallel rank and stage is the one that writes its part."""
     return not local.tied_copy and (local.parameter.tp_dim is not None or coordinates.tp_rank == 0)
 
@@ -63,13 +63,14 @@ def _tensors(part: HeldParameter) -> Iterator[tuple[str, torch.Tensor]]:
         yield moment, part.state[moment]
 
 
-def _piece(
+def held_piece(
     local: LocalParameter, part: HeldParameter, *, group: str, tensor: torch.Tensor, primary: bool
 ) -> LocalPiece | None:
+    """Describe a tensor that goes with what a rank updates of a parameter; None if it holds nothing but padding."""
     if part.start is None:
         flat_start, values = None, local.view(tensor)
     else:
-        count = _existing(local, part)
+        count = existing_elements(local, part)
         if count == 0:
             return None
         flat_start, values = part.start, tensor[:count]
@@ -84,7 +85,7 @@ def _piece(
     )
 
 
-def _existing(local: LocalParameter, part: HeldParameter) -> int:
+def existing_elements(local: LocalParameter, part: HeldParameter) -> int:
     """Return how many of a flat range's elements are no padding; padding is behind the box."""
     assert part.start is not None
     return max(0, min(part.main.numel(), local.box.numel - part.start))
@@ -118,23 +119,24 @@ def fill_from(
         if part is None:
             continue
         if part.is_copy:
-            _fill(part.main, local, part, reader=reader, group=fp32_group)
+            fill_held(part.main, local, part, reader=reader, group=fp32_group)
         for moment in MOMENTS:
             if optimizer:
-                _fill(part.state[moment], local, part, reader=reader, group=moment)
+                fill_held(part.state[moment], local, part, reader=reader, group=moment)
             else:
                 part.state[moment].zero_()
         part.state["step"].fill_(step if optimizer else 0)
 
 
-def _fill(
+def fill_held(
     target: torch.Tensor, local: LocalParameter, part: HeldParameter, *, reader: TensorReader, group: str
 ) -> None:
+    """Fill a tensor that goes with what a rank updates of a parameter from a checkpoint."""
     target.zero_()
     if part.start is None:
         if local.box.numel:
             local.view(target).copy_(reader.read(group, local.name, local.box))
         return
-    count = _existing(local, part)
+    count = existing_elements(local, part)
     if count:
         target[:count].copy_(reader.read_range(group, local.name, local.box, start=part.start, numel=count))
