@@ -216,13 +216,16 @@ def _rank_main(job: Job, watch: RankWatch, logs: Path, tee: bool) -> int:
     from llama_scale.train import worker
 
     rank = int(os.environ["RANK"])
-    watch.enter_rank(int(os.environ["LOCAL_RANK"]))
-    stop = worker.take_stop_signals(job, rank=rank)
-    original_stderr = os.dup(2)
-    log = os.open(logs / f"rank-{rank:05d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    return worker.run_rank(job, stop=stop, tee=original_stderr if tee and rank == 0 else None)
+    try:
+        watch.enter_rank(int(os.environ["LOCAL_RANK"]))
+        stop = worker.take_stop_signals(job, rank=rank)
+        agents_stderr = os.dup(2)
+        log = os.open(logs / f"rank-{rank:05d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+    except Exception as error:
+        worker.fail(job.attempt_dir, error, rank=rank)
+    return worker.run_rank(job, stop=stop, tee=agents_stderr if tee and rank == 0 else None)
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""One rank of a run: ``python -m llama_scale.train.worker --run RUN_DIR``, also under plain ``torchrun``.
+"""One rank of a run, also under plain ``torchrun``: ``torchrun --nproc-per-node 4 -m llama_scale.train.worker RUN_DIR``.
 
 The agent imports this module once and forks its ranks, which then call ``run_rank``.
 """
@@ -205,15 +205,19 @@ def configure_logging(coordinates: Coordinates, *, rank: int, tee: int | None = 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one rank; rank, world size and rendezvous come from torchrun's environment variables."""
     parser = argparse.ArgumentParser(prog="python -m llama_scale.train.worker", description=main.__doc__)
-    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="run folder: spec.yaml, plan.json")
+    # Both ways: torchrun takes --run for an abbreviation of its own --run-path, and refuses.
+    run = parser.add_mutually_exclusive_group(required=True)
+    run.add_argument("run", type=Path, nargs="?", metavar="RUN_DIR", help="run folder: spec.yaml, plan.json")
+    run.add_argument("--run", type=Path, metavar="RUN_DIR", dest="named_run", help="the same, not under torchrun")
     parser.add_argument("--profile", metavar="N:M", help="write a torch profiler trace of steps N to M")
     options = parser.parse_args(argv)
+    run_dir: Path = options.run or options.named_run
     attempt = int(os.environ.get("LLAMA_SCALE_ATTEMPT", "0"))
     rank = int(os.environ.get("RANK", "0"))
     try:
-        job = load_job(options.run, attempt=attempt, profile=options.profile)
+        job = load_job(run_dir, attempt=attempt, profile=options.profile)
     except Exception as error:
-        folder = options.run / "attempts" / f"{attempt:03d}" if options.run.is_dir() else None
+        folder = run_dir / "attempts" / f"{attempt:03d}" if run_dir.is_dir() else None
         fail(folder, error, rank=rank)
     return run_rank(job, stop=take_stop_signals(job, rank=rank))
 
