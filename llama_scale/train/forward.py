@@ -1,0 +1,200 @@
+"""Logits and greedy continuations of a checkpoint's sharded model, for `convert verify`.
+
+``python -m llama_scale.train.forward REQUEST.json`` imports everything once, forks one CPU rank (gloo) per tensor and
+pipeline rank and writes one safetensors file. It computes in fp32 whatever the weights' format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from llama_scale.checkpoint.reader import CheckpointReader
+from llama_scale.convert.request import Request
+from llama_scale.plan.run_plan import RunPlan, make_plan
+from llama_scale.plan.topology import Coordinates
+from llama_scale.spec.run import RunSpec
+from llama_scale.train import distributed
+from llama_scale.train.model import LlamaModel, build_chunks
+from llama_scale.train.names import logical_parameters
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a request; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m llama_scale.train.forward", description=__doc__)
+    parser.add_argument("request", type=Path, help="JSON of a Request")
+    request = Request.from_json(parser.parse_args(argv).request.read_text(encoding="utf-8"))
+    world = request.tp_size * request.pp_size
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    # Kills the others when one fails, and shows the first failure's traceback.
+    torch.multiprocessing.start_processes(_rank_main, args=(world, port, request), nprocs=world, start_method="fork")
+    return 0
+
+
+def _rank_main(rank: int, world: int, port: int, request: Request) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
+    results = forward(request)
+    if results is not None:
+        save_file(results, request.out)
+
+
+def forward(request: Request) -> dict[str, torch.Tensor] | None:
+    """Do this rank's part; the environment names rank and rendezvous.
+
+    Returns:
+        The results on the last stage's first tensor rank, None elsewhere.
+    """
+    reader = CheckpointReader(Path(request.checkpoint))
+    prompts = load_file(request.prompts)
+    spec = make_spec(request, reader, seq_length=max(p.shape[1] for p in prompts.values()) + request.generate)
+    plan = make_plan(spec)
+    coordinates = distributed.initialize(
+        plan.topology, device="cpu", timeout_s=request.timeout_s, virtual_stages=request.vp_size
+    )
+    chunks = build_chunks(spec, plan, coordinates, initialize=False)
+    load_weights(chunks, plan, coordinates, reader=reader, group=request.group, round_to=request.round_to)
+    pipeline = Pipeline(chunks, plan, coordinates)
+    results: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, tokens in sorted(prompts.items()):
+            logits = pipeline.logits(tokens)
+            if logits is not None:
+                results[f"logits/{name}"] = logits.contiguous()
+            if request.generate:
+                new = pipeline.continue_greedily(tokens[:1], count=request.generate, stop_ids=request.stop_ids)
+                results[f"tokens/{name}"] = torch.tensor(new, dtype=torch.int64)
+    distributed.shutdown()
+    return results if pipeline.writes_results else None
+
+
+def make_spec(request: Request, reader: CheckpointReader, *, seq_length: int) -> RunSpec:
+    """Return the spec of a run that would hold this model in this layout: layers are built from specs alone."""
+    manifest = reader.manifest
+    return RunSpec.model_validate(
+        {
+            "version": 1,
+            "name": "verify",
+            "model": {
+                "kind": "inline",
+                "vocab_pad_multiple": manifest.vocab_pad_multiple,
+                **manifest.shape.model_dump(),
+                "rope_scaling": manifest.shape.rope_scaling,
+            },
+            "data": {"kind": "indexed", "blend": ({"path": "/none"},), "seq_length": seq_length},
+            "train": {"steps": 1},
+            "batch": {"global": request.pp_size, "micro": 1, "accumulation": request.pp_size},
+            "parallel": {
+                "tensor": request.tp_size,
+                "pipeline": request.pp_size,
+                "virtual_stages": request.vp_size,
+                "stage_layers": request.stage_layers,
+            },
+            "engine": {"kind": "megatron", "overlap_p2p": request.vp_size > 1},
+            "precision": {"compute": "fp32"},
+            "cluster": {"nodes": 1, "devices_per_node": request.tp_size * request.pp_size, "device": "cpu"},
+        }
+    )
+
+
+def load_weights(
+    chunks: Sequence[LlamaModel],
+    plan: RunPlan,
+    coordinates: Coordinates,
+    *,
+    reader: CheckpointReader,
+    group: str,
+    round_to: str | None,
+) -> None:
+    """Fill a rank's chunks from a checkpoint of any layout; padding rows become zero."""
+    for local in logical_parameters(chunks, plan, coordinates):
+        local.tensor.detach().zero_()
+        if local.box.numel:
+            stored = reader.read(group, local.name, local.box)
+            local.view().copy_(stored if round_to is None else stored.to(getattr(torch, round_to)))
+        reader.release()
+
+
+class Pipeline:
+    """Run prompts through all stages, forward only, one after the other.
+
+    Args:
+        chunks: This rank's chunks.
+        plan: The plan.
+        coordinates: This rank's place.
+    """
+
+    def __init__(self, chunks: Sequence[LlamaModel], plan: RunPlan, coordinates: Coordinates) -> None:
+        self._chunks = chunks
+        self._plan = plan
+        self._at = coordinates
+        self._last = plan.topology.pp_size - 1
+
+    @property
+    def writes_results(self) -> bool:
+        """Whether this rank is the one that keeps the results."""
+        return self._at.pp_rank == self._last and self._at.tp_rank == 0
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """Return logits ``[batch, seq, vocab]`` on the last stage's ranks, None elsewhere."""
+        batch = {"tokens": tokens, "position_ids": torch.arange(tokens.shape[1]).expand_as(tokens)}
+        hidden: torch.Tensor | None = None
+        for virtual_rank, chunk in enumerate(self._chunks):
+            first = virtual_rank == 0 and self._at.pp_rank == 0
+            if not first:
+                if self._plan.topology.pp_size > 1:
+                    hidden = torch.empty(tokens.shape[1], tokens.shape[0], self._plan.shape.hidden_size)
+                    dist.recv(hidden, self._neighbour(-1))
+                chunk.set_input_tensor(hidden)
+            output = chunk(batch, with_loss=False)
+            if virtual_rank == len(self._chunks) - 1 and self._at.pp_rank == self._last:
+                return chunk.gather_logits(output.contiguous())
+            hidden = output
+            if self._plan.topology.pp_size > 1:
+                dist.send(output.contiguous(), self._neighbour(1))
+        return None
+
+    def _neighbour(self, step: int) -> int:
+        topology = self._plan.topology
+        pp_rank = (self._at.pp_rank + step) % topology.pp_size
+        return topology.rank(dp_rank=0, pp_rank=pp_rank, tp_rank=self._at.tp_rank)
+
+    def continue_greedily(self, tokens: torch.Tensor, *, count: int, stop_ids: Sequence[int]) -> list[int]:
+        """Return the most likely next tokens, one after the other, on every rank.
+
+        Args:
+            tokens: The prompt, ``[1, seq]``.
+            count: Most tokens to add.
+            stop_ids: A token of these is the last one.
+        """
+        source = self._plan.topology.rank(dp_rank=0, pp_rank=self._last, tp_rank=0)
+        new: list[int] = []
+        while len(new) < count and not (new and new[-1] in stop_ids):
+            logits = self.logits(tokens)
+            choice = torch.zeros(1, dtype=torch.int64)
+            if logits is not None:
+                choice[0] = logits[0, -1].argmax()
+            dist.broadcast(choice, source)
+            new.append(int(choice))
+            tokens = torch.cat((tokens, choice.view(1, 1)), dim=1)
+        return new
+
+
+if __name__ == "__main__":
+    sys.exit(main())
