@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from llama_scale.layout.parameters import layer_parameters
 from llama_scale.plan.activations import ActivationCase, logits_bytes, stage_activation_bytes
+from llama_scale.plan.buckets import Shards, stage_shards
 from llama_scale.plan.parameters import stage_numel
 from llama_scale.plan.stages import Stages
 from llama_scale.plan.topology import Topology
@@ -35,7 +36,7 @@ class ModelStates:
         gradients: Accumulated gradients.
         masters: fp32 copies of the weights that the optimizer updates.
         moments: AdamW's two moments.
-        buffers: Communication buckets and gathered weights.
+        buffers: Communication buckets, their padding, and gathered weights.
         host: Bytes that offloading keeps in host memory or on disk instead.
     """
 
@@ -79,7 +80,14 @@ def gradient_bytes(precision: Precision) -> int:
 
 
 def model_states(
-    numel: int, *, engine: Engine, precision: Precision, dp_size: int, pp_size: int, layer_numel: int = 0
+    numel: int,
+    *,
+    engine: Engine,
+    precision: Precision,
+    dp_size: int,
+    pp_size: int,
+    layer_numel: int = 0,
+    shards: Shards | None = None,
 ) -> ModelStates:
     """Return the model states of a rank that holds ``numel`` parameter elements.
 
@@ -90,12 +98,17 @@ def model_states(
         dp_size: Ranks that sharded states are divided over.
         pp_size: Pipeline stages; DeepSpeed's pipeline engine always runs ZeRO-1.
         layer_numel: Elements of one layer on a rank, for ZeRO-3's gathered weights.
+        shards: How the distributed optimizer divides the elements, for the rank that has most; equally if not given.
     """
     weight, gradient = element_bytes(precision), gradient_bytes(precision)
     master = _FP32_BYTES if weight != _FP32_BYTES else 0
     share = -(-numel // dp_size)
     if isinstance(engine, MegatronEngine):
-        sharded = share if engine.distributed_optimizer else numel
+        padding = 0
+        sharded = numel
+        if engine.distributed_optimizer:
+            sharded = max(shards.numels) if shards else share
+            padding = (weight + gradient) * shards.padding if shards else 0
         # Adam on fp32 masters turns a bf16 gradient of its shard into fp32 for the update.
         update = _FP32_BYTES * sharded if gradient != _FP32_BYTES else 0
         return ModelStates(
@@ -103,7 +116,7 @@ def model_states(
             gradients=gradient * numel,
             masters=master * sharded,
             moments=_MOMENTS_BYTES * sharded,
-            buffers=update,
+            buffers=padding + update,
             host=0,
         )
     if isinstance(engine, DdpEngine):
@@ -171,6 +184,17 @@ def stage_memory(
     """Return the memory of one rank of a stage at the peak of a step."""
     tp_size = topology.tp_size
     numel = stage_numel(case.shape, stages, pp_rank=pp_rank, tp_size=tp_size, vocab_pad_multiple=vocab_pad_multiple)
+    shards = None
+    if isinstance(engine, MegatronEngine) and engine.distributed_optimizer:
+        shards = stage_shards(
+            case.shape,
+            stages,
+            pp_rank=pp_rank,
+            tp_size=tp_size,
+            dp_size=topology.dp_size,
+            vocab_pad_multiple=vocab_pad_multiple,
+            overlap_grad_reduce=engine.overlap_grad_reduce,
+        )
     states = model_states(
         numel,
         engine=engine,
@@ -178,6 +202,7 @@ def stage_memory(
         dp_size=topology.dp_size,
         pp_size=topology.pp_size,
         layer_numel=sum(p.numel // (1 if p.tp_dim is None else tp_size) for p in layer_parameters(case.shape, 0)),
+        shards=shards,
     )
     activations = stage_activation_bytes(case, stages, pp_rank=pp_rank, micro_batches=micro_batches)
     has_head = any(chunk.has_head for chunk in stages[pp_rank])

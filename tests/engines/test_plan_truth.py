@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llama_scale.plan.activations import ActivationCase, chunk_bytes
+from llama_scale.plan.buckets import stage_shards
 from llama_scale.plan.parameters import rank_parameters
 from llama_scale.plan.topology import Topology
 from tests.engines.harness import join, run_ranks
@@ -188,3 +189,95 @@ def test_activation_bytes_are_within_a_tenth_of_saved_tensors(tp: int) -> None:
         )
         for found in by_rank:
             assert planned == pytest.approx(found[index], rel=0.10), case
+
+
+def _state_bytes(cases: list[Case]) -> list[dict[str, int]]:
+    """Count the bytes of this rank's model states by part; buffers are what the parts do not explain."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    from llama_scale.train.engine import make_engine
+    from llama_scale.train.optimizer import held_parameters
+
+    def size(tensors: Any) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    found = []
+    for case in cases:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        plan = case.plan()
+        join(plan)
+        tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
+        engine = make_engine(case.spec(), plan)
+        parameters = [p for chunk in engine.chunks for p in chunk.parameters()]
+        held = list(held_parameters(engine._optimizer))
+        buffers = [buffer for chunk in engine._wrapped for buffer in chunk.buffers]
+        weights, gradients = size(parameters), size(p.main_grad for p in parameters)
+        padding = sum(size([b.grad_data]) for b in buffers) - gradients
+        if case.distributed_optimizer:
+            padding += sum(size([b.param_data]) for b in buffers) - weights
+        found.append(
+            {
+                "weights": weights,
+                "gradients": gradients,
+                "masters": size(h.main for h in held if h.is_copy),
+                "moments": sum(size((h.state["exp_avg"], h.state["exp_avg_sq"])) for h in held),
+                "buffers": padding,
+            }
+        )
+        engine.close()
+    torch.distributed.barrier()
+    return found
+
+
+_SHARDED = {"distributed_optimizer": True}
+_STATE_GRID = {
+    2: [
+        Case(dp=2),
+        Case(dp=2, compute="bf16"),
+        Case(dp=2, **_SHARDED),
+        Case(dp=2, **_SHARDED, compute="bf16"),
+        Case(dp=2, **_SHARDED, overlap_grad_reduce=True),
+        Case(tp=2, **_SHARDED, compute="bf16"),
+        Case(pp=2, vp=2, overlap_p2p=True, **_SHARDED, shape=_TIED),
+    ],
+    4: [
+        Case(dp=4, **_SHARDED, shape={"vocab_size": 1001}, vocab_pad_multiple=1),
+        Case(dp=2, tp=2, **_SHARDED, sequence=True, compute="bf16"),
+        Case(dp=2, pp=2, **_SHARDED, shape=_TIED),
+        Case(dp=2, pp=2, vp=2, overlap_p2p=True, **_SHARDED, shape=_TIED, compute="bf16"),
+        Case(dp=2, pp=2, stage_layers=(1, 3)),
+    ],
+}
+
+
+@pytest.mark.parametrize("world_size", list(_STATE_GRID))
+def test_model_state_bytes_equal_real_tensors(world_size: int) -> None:
+    cases = _STATE_GRID[world_size]
+
+    by_rank = run_ranks(world_size, _state_bytes, cases)
+
+    for index, case in enumerate(cases):
+        plan = case.plan()
+        for rank, found in enumerate(by_rank):
+            place = plan.topology.coordinates(rank)
+            states = plan.memory[place.pp_rank].states
+            planned = {"weights": states.weights, "gradients": states.gradients, "buffers": states.buffers}
+            assert planned == {part: found[index][part] for part in planned}, (case, rank)
+            if case.distributed_optimizer:
+                shards = stage_shards(
+                    plan.shape,
+                    plan.stages,
+                    pp_rank=place.pp_rank,
+                    tp_size=case.tp,
+                    dp_size=case.dp,
+                    vocab_pad_multiple=plan.vocab_pad_multiple,
+                    overlap_grad_reduce=case.overlap_grad_reduce,
+                )
+                mine, most = shards.numels[place.dp_rank], max(shards.numels)
+            else:
+                mine = most = plan.memory[place.pp_rank].parameters
+            masters = 4 * mine if case.compute == "bf16" else 0
+            assert (found[index]["masters"], found[index]["moments"]) == (masters, 8 * mine), (case, rank)
+            # The plan shows the replica that holds most.
+            assert (states.masters, states.moments) == (4 * most if masters else 0, 8 * most)
