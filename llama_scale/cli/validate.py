@@ -13,7 +13,7 @@ import typer
 
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.errors import Problem, SpecError
-from llama_scale.spec.load import Loaded, check_file
+from llama_scale.spec.quick import quick_check
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -41,15 +41,26 @@ def validate(
     Exit status 3: a spec has errors, or a name or glob matches no file.
     """
     files, problems = find_files(specs)
-    good: list[tuple[str, Loaded]] = []
+    good: list[tuple[str, Any]] = []
     for file in files:
-        loaded = check_file(file, overrides=overrides or ())
-        problems.extend(loaded.problems)
-        if loaded.spec is not None:
-            good.append((file, loaded))
+        spec, found = _check(file, overrides or ())
+        problems += found
+        if spec is not None:
+            good.append((file, spec))
     _WRITERS[output](good, problems)
     if problems:
         raise typer.Exit(SpecError.exit_code)
+
+
+def _check(file: str, overrides: Sequence[str]) -> tuple[Any, Sequence[Problem]]:
+    """Return a resolved spec (or a view that reads like one), or the file's problems."""
+    view = quick_check(file, overrides=overrides)
+    if view is not None:
+        return view, ()
+    from llama_scale.spec.load import check_file  # lazy: pydantic costs more than checking a good spec does
+
+    loaded = check_file(file, overrides=overrides)
+    return loaded.spec, loaded.problems
 
 
 def find_files(patterns: Sequence[str]) -> tuple[list[str], list[Problem]]:
@@ -86,9 +97,9 @@ class _Place:
         return ":".join(str(part) for part in parts if part is not None)
 
 
-def _write_text(good: Sequence[tuple[str, Loaded]], problems: Sequence[Problem]) -> None:
-    for file, loaded in good:
-        emit(f"{file}: ok: {_summary(loaded)}")
+def _write_text(good: Sequence[tuple[str, Any]], problems: Sequence[Problem]) -> None:
+    for file, spec in good:
+        emit(f"{file}: ok: {_summary(spec)}")
     for problem in problems:
         where = f"{_Place(problem)}: {problem.dotted}" if problem.path else str(_Place(problem))
         say(f"{where}: {problem.message}")
@@ -103,19 +114,18 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _summary(loaded: Loaded) -> str:
-    spec = loaded.spec
-    assert spec is not None
+def _summary(spec: Any) -> str:
     parallel, batch = spec.parallel, spec.batch
+    processes = parallel.data * parallel.tensor * parallel.pipeline
     return (
-        f"{spec.model.name if hasattr(spec.model, 'name') else spec.model.kind}, {spec.engine.kind}, "
-        f"{_count(parallel.world_size, 'process').replace('processs', 'processes')} "
+        f"{spec.model.name}, {spec.engine.kind}, {processes} process{'' if processes == 1 else 'es'} "
         f"(data {parallel.data} x tensor {parallel.tensor} x pipeline {parallel.pipeline}), "
-        f"batch {batch.global_}, {_count(spec.train.steps or 0, 'step')}"
+        f"batch {batch.global_} = micro {batch.micro} x accumulation {batch.accumulation} x data {parallel.data}, "
+        f"{_count(spec.train.steps, 'step')}"
     )
 
 
-def _write_json(good: Sequence[tuple[str, Loaded]], problems: Sequence[Problem]) -> None:
+def _write_json(good: Sequence[tuple[str, Any]], problems: Sequence[Problem]) -> None:
     emit_json([as_document(problem) for problem in problems])
 
 
@@ -132,7 +142,7 @@ def as_document(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _write_github(good: Sequence[tuple[str, Loaded]], problems: Sequence[Problem]) -> None:
+def _write_github(good: Sequence[tuple[str, Any]], problems: Sequence[Problem]) -> None:
     for problem in problems:
         emit(github_annotation(problem))
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from llama_scale.errors import Problem
-from llama_scale.spec.batch import Batch
 from llama_scale.spec.nearby import divisors, either, multiples_around
 
+if TYPE_CHECKING:
+    from llama_scale.spec.batch import Batch
 
-def solve_batch(batch: Batch, *, dp_size: int) -> tuple[Batch | None, list[Problem]]:
-    """Return the batch with all three sizes, or what keeps the third from being derived."""
+Triple = tuple[int, int, int]
+"""global, micro, accumulation."""
+
+
+def solve_batch(batch: Batch, *, dp_size: int) -> tuple[Triple | None, list[Problem]]:
+    """Return all three sizes, or what keeps the third from being derived."""
     total, micro, accumulation = batch.global_, batch.micro, batch.accumulation
     given = [key for key, value in _named(batch) if value is not None]
     if len(given) < 2:
@@ -36,7 +42,7 @@ def solve_batch(batch: Batch, *, dp_size: int) -> tuple[Batch | None, list[Probl
         accumulation = total // (micro * dp_size)
     elif micro * accumulation * dp_size != total:
         return None, [_contradiction(total, micro, accumulation, dp_size)]
-    return Batch(global_=total, micro=micro, accumulation=accumulation), []
+    return (total, micro, accumulation), []
 
 
 def _named(batch: Batch) -> tuple[tuple[str, int | None], ...]:
@@ -66,11 +72,11 @@ def _contradiction(total: int, micro: int, accumulation: int, dp_size: int) -> P
     )
 
 
-def nearest_triples(total: int, micro: int, accumulation: int, *, dp_size: int) -> list[tuple[int, int, int]]:
+def nearest_triples(total: int, micro: int, accumulation: int, *, dp_size: int) -> list[Triple]:
     """Return the valid (global, micro, accumulation) nearest to what was asked: one changed number first."""
     found = list(dict.fromkeys(_candidates(total, micro, accumulation, dp_size)))
 
-    def distance(triple: tuple[int, int, int]) -> tuple[int, float]:
+    def distance(triple: Triple) -> tuple[int, float]:
         asked = (total, micro, accumulation)
         changed = sum(a != b for a, b in zip(triple, asked, strict=True))
         ratios = (max(a, b) / min(a, b) for a, b in zip(triple, asked, strict=True))
@@ -79,7 +85,7 @@ def nearest_triples(total: int, micro: int, accumulation: int, *, dp_size: int) 
     return sorted(found, key=distance)[:3]
 
 
-def _candidates(total: int, micro: int, accumulation: int, dp_size: int) -> Iterator[tuple[int, int, int]]:
+def _candidates(total: int, micro: int, accumulation: int, dp_size: int) -> Iterator[Triple]:
     yield micro * accumulation * dp_size, micro, accumulation
     if total % (micro * dp_size) == 0:
         yield total, micro, total // (micro * dp_size)

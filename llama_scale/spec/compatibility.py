@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llama_scale.errors import Problem
-from llama_scale.spec.engine import DdpEngine, DeepSpeedEngine, MegatronEngine, Offload
 from llama_scale.spec.rule import Rule, problem
-from llama_scale.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from llama_scale.spec.engine import DeepSpeedEngine, MegatronEngine, Offload
+    from llama_scale.spec.run import RunSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,7 @@ class Row:
 
 
 def _deepspeed(spec: RunSpec) -> DeepSpeedEngine | None:
-    return spec.engine if isinstance(spec.engine, DeepSpeedEngine) else None
+    return spec.engine if spec.engine.kind == "deepspeed" else None
 
 
 def _zero(spec: RunSpec) -> int:
@@ -57,7 +60,7 @@ def _offload(spec: RunSpec, what: str) -> Offload | None:
 
 
 def _megatron(spec: RunSpec) -> MegatronEngine | None:
-    return spec.engine if isinstance(spec.engine, MegatronEngine) else None
+    return spec.engine if spec.engine.kind == "megatron" else None
 
 
 def _nvme_path_missing(spec: RunSpec, what: str) -> bool:
@@ -102,7 +105,7 @@ DDP = (
         code="ddp-data-only",
         needs=("engine", "parallel"),
         path="engine.kind",
-        when=lambda s: isinstance(s.engine, DdpEngine) and s.parallel.tensor * s.parallel.pipeline > 1,
+        when=lambda s: s.engine.kind == "ddp" and s.parallel.tensor * s.parallel.pipeline > 1,
         message="kind: ddp is data parallel only, and tensor x pipeline = {s.parallel.tensor} x {s.parallel.pipeline}",
         hint="set tensor and pipeline to 1, or use kind: megatron",
     ),
@@ -203,7 +206,7 @@ NOT_YET = (
         code="not-yet-deepspeed",
         needs=("engine",),
         path="engine.kind",
-        when=lambda s: isinstance(s.engine, DeepSpeedEngine),
+        when=lambda s: s.engine.kind == "deepspeed",
         message="kind: deepspeed is not available yet in this version",
         hint="use kind: megatron; distributed_optimizer: true divides optimizer state as ZeRO 1 does",
     ),
@@ -211,7 +214,7 @@ NOT_YET = (
         code="not-yet-ddp",
         needs=("engine",),
         path="engine.kind",
-        when=lambda s: isinstance(s.engine, DdpEngine),
+        when=lambda s: s.engine.kind == "ddp",
         message="kind: ddp is not available yet in this version",
         hint="use kind: megatron",
     ),

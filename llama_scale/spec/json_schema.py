@@ -25,7 +25,7 @@ def _portable(node: Any) -> Any:
         return {
             key: f"{value}(?!\\n)" if key == "pattern" and isinstance(value, str) else _portable(value)
             for key, value in node.items()
-            if key != "title"
+            if key != "title" or not isinstance(value, str)
         }
     if isinstance(node, list):
         return [_portable(item) for item in node]

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import gcd, log
+from typing import TYPE_CHECKING
 
 from llama_scale.errors import Problem
-from llama_scale.spec.engine import MegatronEngine
-from llama_scale.spec.model import InlineModel
 from llama_scale.spec.nearby import divisors, either, multiples_around, nearest
 from llama_scale.spec.rule import Rule, problem
-from llama_scale.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from llama_scale.spec.model import InlineModel
+    from llama_scale.spec.run import RunSpec
 
 
 def _world_size(spec: RunSpec) -> Iterator[Problem]:
     parallel, cluster = spec.parallel, spec.cluster
-    if parallel.world_size == cluster.world_size:
+    wanted = parallel.data * parallel.tensor * parallel.pipeline
+    world = cluster.nodes * cluster.devices_per_node
+    if wanted == world:
         return
-    world = cluster.world_size
     hints = [f"nearest degrees: {_degrees(spec)}"]
-    wanted = parallel.world_size
     if wanted % cluster.nodes == 0:
         hints.append(f"or cluster nodes={cluster.nodes}, devices_per_node={wanted // cluster.nodes}")
     elif wanted % cluster.devices_per_node == 0:
@@ -36,14 +38,14 @@ def _world_size(spec: RunSpec) -> Iterator[Problem]:
 def _degrees(spec: RunSpec) -> str:
     """Name the (data, tensor, pipeline) with the right product that change the fewest degrees, then by the least."""
     asked = (spec.parallel.data, spec.parallel.tensor, spec.parallel.pipeline)
-    world = spec.cluster.world_size
+    world = spec.cluster.nodes * spec.cluster.devices_per_node
     found: list[tuple[int, int, int]] = []
-    model = vars(spec).get("model")
+    model: InlineModel | None = vars(spec).get("model")  # broken sections are absent
     for tensor in divisors(world):
-        if isinstance(model, InlineModel) and _too_wide(model, tensor):
+        if model is not None and _too_wide(model, tensor):
             continue
         for pipeline in divisors(world // tensor):
-            if isinstance(model, InlineModel) and pipeline > model.num_layers:
+            if model is not None and pipeline > model.num_layers:
                 continue
             found.append((world // tensor // pipeline, tensor, pipeline))
 
@@ -98,7 +100,7 @@ def _interleaved_batch(spec: RunSpec) -> Iterator[Problem]:
 
 def _interleaved_p2p(spec: RunSpec) -> Iterator[Problem]:
     engine, parallel = spec.engine, spec.parallel
-    if not isinstance(engine, MegatronEngine):
+    if engine.kind != "megatron":
         return
     if parallel.virtual_stages > 1 and parallel.pipeline == 2 and not engine.overlap_p2p:
         yield problem(

@@ -21,7 +21,7 @@ from llama_scale.spec.compose import ComposeError, compose
 from llama_scale.spec.environment import misplaced_variables
 from llama_scale.spec.nodes import MappingNode, Node, find_mark
 from llama_scale.spec.overrides import apply_overrides
-from llama_scale.spec.resolve import resolve
+from llama_scale.spec.resolve import resolve, resolve_model
 from llama_scale.spec.rules import check_rules
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.secret import find_secrets
@@ -87,10 +87,13 @@ def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Probl
     spec, structural = check_structure(data, context=context)
     problems += structural
     sections = dict(spec) if spec is not None else whole_sections(data, structural, context=context)
-    resolution = resolve(sections)
+    resolution = resolve(sections, RunSpec.model_fields, resolve_model=resolve_model)
+    view = RunSpec.model_construct(**resolution.sections)
+    for name in resolution.broken:
+        vars(view).pop(name, None)  # model_construct filled in a default that is not the document's
     problems += resolution.problems
-    problems += check_rules(resolution)
-    return (resolution.view if not problems else None), problems
+    problems += check_rules(view, resolution.broken)
+    return (view if not problems else None), problems
 
 
 def _not_a_mapping(name: str, root: Node | None) -> Problem:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import gcd
+from typing import TYPE_CHECKING
 
 from llama_scale.errors import Problem
-from llama_scale.spec.model import InlineModel
 from llama_scale.spec.nearby import divisors, either, multiples_around, nearest
-from llama_scale.spec.recompute import FullRecompute
 from llama_scale.spec.rule import Rule, problem
-from llama_scale.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from llama_scale.spec.model import InlineModel
+    from llama_scale.spec.run import RunSpec
 
 _SHOWN_STAGES = 32
 """More stages than these are not written out as an example."""
 
 
 def _shape(spec: RunSpec) -> InlineModel:
-    assert isinstance(spec.model, InlineModel)  # resolved before rules run
+    assert spec.model.kind == "inline"  # resolved before rules run
     return spec.model
 
 
@@ -156,7 +158,7 @@ def _sequence_parallel(spec: RunSpec) -> Iterator[Problem]:
 def _recompute_layers(spec: RunSpec) -> Iterator[Problem]:
     recompute, parallel, layers = spec.recompute, spec.parallel, _shape(spec).num_layers
     chunks = parallel.pipeline * parallel.virtual_stages
-    if not isinstance(recompute, FullRecompute):
+    if recompute.kind != "full":
         return
     if parallel.stage_layers is None and layers % chunks:
         return  # reported by the rule on stages

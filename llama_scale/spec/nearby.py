@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 
 def divisors(number: int) -> list[int]:
@@ -32,6 +31,8 @@ def either(values: Sequence[object]) -> str:
 
 def suggest(word: object, choices: Sequence[str]) -> str:
     """Return "did you mean ...?" where a choice is near, else the list of choices."""
+    from difflib import get_close_matches  # lazy: only for messages
+
     near = get_close_matches(str(word).lower(), [c.lower() for c in choices], n=1, cutoff=0.6)
     for choice in choices:
         if near and choice.lower() == near[0]:

@@ -7,8 +7,10 @@ the row's own sizes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from llama_scale.spec.model import ModelShape, RopeScaling
+if TYPE_CHECKING:
+    from llama_scale.spec.model import ModelShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,24 +38,31 @@ class Preset:
     rms_norm_eps: float = 1e-5
     init_std: float = 0.02
 
+    def numbers(self) -> dict[str, Any]:
+        """Return the fields of ``ModelShape`` as plain data."""
+        names = ("hidden_size", "ffn_hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        scaling = {
+            "factor": self.rope_factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        return {
+            **dict(zip(names, self.sizes, strict=True)),
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": scaling if self.rope_factor else None,
+            "rms_norm_eps": self.rms_norm_eps,
+            "tie_word_embeddings": self.tied,
+        }
+
     @property
     def shape(self) -> ModelShape:
         """The model's numbers."""
-        hidden, ffn, layers, heads, kv_heads, head_dim = self.sizes
-        return ModelShape(
-            hidden_size=hidden,
-            ffn_hidden_size=ffn,
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            vocab_size=self.vocab_size,
-            max_position_embeddings=self.max_position_embeddings,
-            rope_theta=self.rope_theta,
-            rope_scaling=RopeScaling(factor=self.rope_factor) if self.rope_factor else None,
-            rms_norm_eps=self.rms_norm_eps,
-            tie_word_embeddings=self.tied,
-        )
+        from llama_scale.spec.model import ModelShape  # lazy: `validate` of a good spec needs the numbers only
+
+        return ModelShape.model_validate(self.numbers())
 
 
 _8B = (4096, 14336, 32, 32, 8, 128)

@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import Problem
 from llama_scale.spec.batch_math import solve_batch
-from llama_scale.spec.model import HfModel, InlineModel, ModelShape, PresetModel
-from llama_scale.spec.run import RunSpec
-from llama_scale.spec.train import Train
+
+if TYPE_CHECKING:
+    from llama_scale.spec.model import HfModel, InlineModel, ModelShape, PresetModel
+
+ModelResolver = Callable[[Any], tuple[Any, list[Problem]]]
+
+PRESET_CHANGES = ("vocab_size", "num_layers")
+"""Fields of a preset model that replace numbers of the table."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Resolution:
-    """The sections that are whole, resolved as far as can be, and the problems that were met.
+    """The sections that are whole, resolved as far as can be; those in ``broken`` have problems and are absent."""
 
-    ``view`` reads like a RunSpec; sections in ``broken`` must not be read from it.
-    """
-
-    view: RunSpec
+    sections: dict[str, Any]
     broken: set[str]
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Problem]
 
 
-def resolve(sections: Mapping[str, Any]) -> Resolution:
-    """Resolve the sections that are whole; ``sections`` maps their names to their models."""
+def resolve(sections: Mapping[str, Any], names: Collection[str], *, resolve_model: ModelResolver) -> Resolution:
+    """Resolve the sections that are whole.
+
+    Args:
+        sections: Section name -> its model (or a view with the same fields and ``model_copy``).
+        names: All sections that a spec has.
+        resolve_model: Turns the model section into one that gives the model's numbers, or says why it cannot.
+    """
     values = dict(sections)
-    broken = set(RunSpec.model_fields) - set(values)
+    broken = set(names) - set(values)
     problems: list[Problem] = []
     if "model" in values:
-        model, found = _resolve_model(values["model"])
+        model, found = resolve_model(values["model"])
         problems += found
         _put(values, broken, "model", model)
     if {"batch", "parallel"} <= values.keys():
-        batch, found = solve_batch(values["batch"], dp_size=values["parallel"].data)
+        sizes, found = solve_batch(values["batch"], dp_size=values["parallel"].data)
         problems += found
-        _put(values, broken, "batch", batch)
+        keys = ("global_", "micro", "accumulation")
+        update = dict(zip(keys, sizes, strict=True)) if sizes else {}
+        _put(values, broken, "batch", values["batch"].model_copy(update=update) if sizes else None)
     else:
+        values.pop("batch", None)
         broken.add("batch")
-    if {"train", "batch", "data"} <= values.keys() and not broken & {"train", "batch", "data"}:
-        train: Train = values["train"]
+    if {"train", "batch", "data"} <= values.keys():
+        train = values["train"]
         if train.steps is None and train.tokens is not None:
             per_step = values["batch"].global_ * values["data"].seq_length
             values["train"] = train.model_copy(update={"steps": -(-train.tokens // per_step), "tokens": None})
-    return Resolution(view=RunSpec.model_construct(**values), broken=broken, problems=problems)
+    return Resolution(sections=values, broken=broken, problems=problems)
 
 
 def _put(values: dict[str, Any], broken: set[str], name: str, value: object | None) -> None:
@@ -56,20 +67,19 @@ def _put(values: dict[str, Any], broken: set[str], name: str, value: object | No
         values[name] = value
 
 
-def _resolve_model(model: PresetModel | HfModel | InlineModel) -> tuple[InlineModel | None, list[Problem]]:
-    if isinstance(model, InlineModel):
+def resolve_model(model: PresetModel | HfModel | InlineModel) -> tuple[InlineModel | None, list[Problem]]:
+    """Return the model by its numbers: presets looked up, a Hugging Face config read."""
+    if model.kind == "inline":
         return model, []
-    if isinstance(model, PresetModel):
-        return _from_preset(model)
-    return _from_hf(model)
+    return (_from_preset(model), []) if model.kind == "preset" else _from_hf(model)
 
 
-def _from_preset(model: PresetModel) -> tuple[InlineModel | None, list[Problem]]:
+def _from_preset(model: PresetModel) -> InlineModel:
     from llama_scale.spec.presets import PRESETS  # lazy: only specs that name a preset need the table
 
     preset = PRESETS[model.name]
-    changes = {key: getattr(model, key) for key in ("vocab_size", "num_layers") if getattr(model, key) is not None}
-    return _inline(preset.shape.model_copy(update=changes), model, name=model.name, init_std=preset.init_std), []
+    changes = {key: getattr(model, key) for key in PRESET_CHANGES if getattr(model, key) is not None}
+    return _inline(preset.shape.model_copy(update=changes), model, name=model.name, init_std=preset.init_std)
 
 
 def _from_hf(model: HfModel) -> tuple[InlineModel | None, list[Problem]]:
@@ -93,6 +103,8 @@ def _name_of(path: str) -> str:
 
 
 def _inline(shape: ModelShape, model: PresetModel | HfModel, *, name: str, init_std: float) -> InlineModel:
+    from llama_scale.spec.model import InlineModel, ModelShape  # lazy: keeps pydantic out of `quick`
+
     values = {key: getattr(shape, key) for key in ModelShape.model_fields}
     return InlineModel(
         kind="inline",

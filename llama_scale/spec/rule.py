@@ -1,12 +1,19 @@
-"""What a cross-section rule is: a check that runs when the sections it reads are whole."""
+"""What a cross-section rule is: a check that runs when the sections it reads are whole.
+
+Rules tell forms apart by ``kind`` and read plain fields only, so that they run on pydantic's models and on the light
+views of ``quick`` alike; no file of rules imports pydantic.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llama_scale.errors import Problem
-from llama_scale.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from llama_scale.spec.run import RunSpec
 
 
 @dataclass(frozen=True, slots=True)

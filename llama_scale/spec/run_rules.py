@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from llama_scale.errors import Problem
-from llama_scale.spec.nearby import either
+from llama_scale.spec.nearby import suggest
 from llama_scale.spec.rule import Rule, problem
-from llama_scale.spec.run import RunSpec
-from llama_scale.spec.schedule import WsdSchedule
+
+if TYPE_CHECKING:
+    from llama_scale.spec.run import RunSpec
 
 
 def _length(spec: RunSpec) -> Iterator[Problem]:
@@ -31,7 +32,7 @@ def _schedule(spec: RunSpec) -> Iterator[Problem]:
     steps, schedule = spec.train.steps, spec.schedule
     if steps is None:
         return  # reported by the rule on length, or the tokens could not be resolved
-    decay = schedule.decay_steps if isinstance(schedule, WsdSchedule) else 0
+    decay = schedule.decay_steps if schedule.kind == "wsd" else 0
     if schedule.warmup_steps > steps:
         yield problem(
             "schedule.warmup_steps",
@@ -95,12 +96,10 @@ def _adapter_tasks(spec: RunSpec) -> Iterator[Problem]:
     names = [task.name for task in spec.tasks]
     for index, adapter in enumerate(spec.adapters):
         if adapter.task is not None and adapter.task not in names:
-            near = get_close_matches(adapter.task, names, n=1)
-            known = f"use {either(names)}" if names else "add it under tasks"
             yield Problem(
                 path=("adapters", index, "task"),
                 message=f"{adapter.task!r} is not the name of a task",
-                hint=f"did you mean {near[0]!r}?" if near else known,
+                hint=suggest(adapter.task, names) if names else "add it under tasks",
                 code="unknown-task",
             )
 
