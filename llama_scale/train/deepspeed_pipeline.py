@@ -1,0 +1,94 @@
+"""A stage of the model as DeepSpeed's PipelineModule, and batches through its engine.
+
+Each stage is one "layer" to DeepSpeed: which transformer layers it holds was decided by the plan, as for the other
+engines, and recomputation is Megatron-Core's inside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from llama_scale.train.deepspeed_import import PipelineModule, PipeModelDataParallelTopology, quiet
+from llama_scale.train.versions import parallel_state
+
+if TYPE_CHECKING:
+    from llama_scale.plan.topology import Coordinates, Topology
+    from llama_scale.train.engine import MicroBatch, MicroBatches
+    from llama_scale.train.model import LlamaModel
+
+
+class _Stage(nn.Module):
+    """Call a model chunk with what the previous stage sent; masks and positions come from the batch at hand."""
+
+    def __init__(self, chunk: LlamaModel) -> None:
+        super().__init__()
+        self.chunk = chunk
+        self.batches: Iterator[MicroBatch] = iter(())
+
+    def forward(self, received: torch.Tensor) -> torch.Tensor:
+        # Both of DeepSpeed's schedules run a stage's forward passes in the order of the micro-batches.
+        batch = next(self.batches)
+        if not self.chunk.pre_process:
+            self.chunk.set_input_tensor(received)
+        return self.chunk(batch)
+
+
+class StagePipeline(PipelineModule):
+    """Hold this rank's stage.
+
+    Args:
+        chunk: The stage's model chunk.
+        topology: The plan's mesh; DeepSpeed's has the same order of ranks.
+        coordinates: This rank's place.
+    """
+
+    def __init__(self, chunk: LlamaModel, topology: Topology, coordinates: Coordinates) -> None:
+        stage = _Stage(chunk)
+        places: list[nn.Module] = [nn.Identity() for _ in range(topology.pp_size)]
+        places[coordinates.pp_rank] = stage
+        self._scale = 1.0
+        mesh = PipeModelDataParallelTopology(num_pp=topology.pp_size, num_mp=topology.tp_size, num_dp=topology.dp_size)
+        with quiet():
+            super().__init__(layers=places, topology=mesh, loss_fn=self._scaled, partition_method="uniform")
+        self.stage = stage
+        self._tied = _tied_copy(chunk)
+        if self._tied is not None and not chunk.pre_process:
+            # The first stage's copy counts in the gradient norm.
+            self._tied.ds_pipe_replicated = True
+
+    def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, Any]]:
+        """Name the weights whose gradients are summed over first and last stage before the update."""
+        return [] if self._tied is None else [(self._tied, parallel_state.get_embedding_group())]
+
+    def train_batch(self, engine: Any, batch: MicroBatches, *, scale: float) -> float:
+        """Run one training step of the pipeline; returns the mean over micro-batches and replicas of loss x scale."""
+        self._load(batch, scale=scale)
+        return float(engine.train_batch(data_iter=_inputs(batch)))
+
+    def eval_batch(self, engine: Any, batch: MicroBatches, *, scale: float) -> float:
+        """Do the same forward only."""
+        self._load(batch, scale=scale)
+        loss = engine.eval_batch(_inputs(batch), num_micro_batches=len(batch))
+        self.train()
+        return float(loss)
+
+    def _load(self, batch: MicroBatches, *, scale: float) -> None:
+        self.stage.batches = iter(batch)
+        self._scale = scale
+
+    def _scaled(self, loss_sum: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
+        return loss_sum * self._scale
+
+
+def _inputs(batch: MicroBatches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return iter([(micro["tokens"], micro["labels"]) for micro in batch])
+
+
+def _tied_copy(chunk: LlamaModel) -> nn.Parameter | None:
+    if not chunk.share_embeddings_and_output_weights or not (chunk.pre_process or chunk.post_process):
+        return None
+    return chunk.shared_embedding_or_output_weight()
