@@ -1,0 +1,255 @@
+"""``llama-scale convert``: Hugging Face folders to sharded checkpoints and back, with proof."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llama_scale.cli.convert_output import progress_bar, render
+from llama_scale.cli.output import emit, emit_json, say
+from llama_scale.errors import ConvertError
+
+if TYPE_CHECKING:
+    from llama_scale.convert.shards import Layout
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Convert between Hugging Face folders and sharded checkpoints, and prove it. Exit status 6: it failed; "
+    "nothing is left of an output that could not be finished or proven.",
+)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+Tensor = Annotated[int, typer.Option("--tensor", help="Tensor parallel degree.")]
+Pipeline = Annotated[int, typer.Option("--pipeline", help="Pipeline stages.")]
+Virtual = Annotated[int, typer.Option("--virtual", help="Model chunks per pipeline stage.")]
+StageLayers = Annotated[
+    str | None, typer.Option("--stage-layers", help="Layers of each stage, e.g. 7,8,8,7, when they are not equal.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command("import")
+def import_(
+    *,
+    source: Annotated[Path, typer.Option("--from", help="Hugging Face folder: config.json and safetensors.")],
+    target: Annotated[Path, typer.Option("--to", help="New checkpoint folder.")],
+    tensor: Tensor = 1,
+    pipeline: Pipeline = 1,
+    virtual: Virtual = 1,
+    stage_layers: StageLayers = None,
+    vocab_pad_multiple: Annotated[
+        int, typer.Option(help="In memory the vocabulary is padded to a multiple of this x tensor.")
+    ] = 128,
+    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; default: what the files hold.")] = None,
+    max_ram: Annotated[
+        str | None, typer.Option(help="Refuse before starting if more memory may be needed, e.g. 1.5GB.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a sharded checkpoint of a Hugging Face folder, for any tensor and pipeline degree.
+
+    A run starts from it with `model.init_from`. One tensor is in memory at a time; report.json accounts for every
+    element.
+    """
+    _check_dtype(dtype)
+    limit = None if max_ram is None else parse_size(max_ram, option="--max-ram")
+    layout = _layout(
+        tensor=tensor,
+        pipeline=pipeline,
+        virtual=virtual,
+        stage_layers=stage_layers,
+        vocab_pad_multiple=vocab_pad_multiple,
+    )
+    from llama_scale.convert.import_hf import import_hf  # lazy: keeps torch out of --help
+
+    with progress_bar() as bar:
+        manifest = import_hf(source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, progress=bar)
+    result = {
+        "checkpoint": str(target),
+        "parameters": sum(math.prod(entry.shape) for entry in manifest.tensors["model"].values()),
+        "bytes": manifest.total_bytes,
+        "shards": len(manifest.shards),
+        "tensor": tensor,
+        "pipeline": pipeline,
+        "parameter_digest": manifest.parameter_digest,
+    }
+    _show(
+        result,
+        as_json=as_json,
+        text=f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, tensor={tensor} x "
+        f"pipeline={pipeline}",
+    )
+
+
+@app.command()
+def export(
+    *,
+    source: Annotated[Path, typer.Option("--from", help="Run folder (its newest checkpoint) or checkpoint folder.")],
+    target: Annotated[Path, typer.Option("--to", help="New Hugging Face folder.")],
+    dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; default: the checkpoint's.")] = None,
+    shard_size: Annotated[str, typer.Option(help="Most weights in one file, e.g. 500MB.")] = "5GB",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="SentencePiece .model or tokenizer folder; default: the run's own.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Prove the result before it appears: logits and weights.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make a folder that transformers loads of a checkpoint of any layout: config, weights, tokenizer, report.json."""
+    _check_dtype(dtype)
+    shard_bytes = parse_size(shard_size, option="--shard-size")
+    from llama_scale.convert.export_hf import export_hf  # lazy: keeps torch out of --help
+    from llama_scale.convert.folders import find_checkpoint
+    from llama_scale.convert.verify import verify as verify_folder
+
+    checkpoint = find_checkpoint(source)
+    with progress_bar() as bar:
+
+        def proof(folder: Path) -> dict[str, Any]:
+            found = verify_folder(checkpoint, folder, progress=bar)
+            found.require()
+            return found.to_data() | {"hf": str(target)}
+
+        report = export_hf(
+            checkpoint,
+            target,
+            dtype=dtype,
+            shard_bytes=shard_bytes,
+            tokenizer=tokenizer,
+            proof=proof if verify else None,
+            progress=bar,
+        )
+    if report["tokenizer"] is None:
+        say(f"note: {target} has no tokenizer, because the checkpoint came without one; add it with --tokenizer PATH")
+    proven = report.get("verify")
+    words = "not verified (--no-verify)"
+    if proven is not None:
+        worst = max(c["relative"] for c in proven["comparisons"])
+        words = f"logits equal to the sharded model's within {worst:.1e} (allowed {proven['tolerance']:.0e})"
+    result = {"hf": str(target), "checkpoint": str(checkpoint), "step": report["step"], "dtype": report["dtype"]}
+    result |= {"tensors": report["counts"]["target_tensors"], "tokenizer": report["tokenizer"], "verify": proven}
+    _show(result, as_json=as_json, text=f"{target}: step {report['step']}, {report['dtype']}; {words}")
+
+
+@app.command()
+def verify(
+    *,
+    source: Annotated[Path, typer.Option("--from", help="Run folder (its newest checkpoint) or checkpoint folder.")],
+    hf: Annotated[Path, typer.Option("--hf", help="Hugging Face folder to compare it with.")],
+    tensor: Annotated[int | None, typer.Option(help="Tensor parallel degree; default: the checkpoint's.")] = None,
+    pipeline: Annotated[int | None, typer.Option(help="Pipeline stages; default: the checkpoint's.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompt.")] = 128,
+    generate: Annotated[int, typer.Option(min=0, help="Also compare so many greedy tokens after each prompt.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random prompt.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the sharded model, run on real processes, with transformers' model: logits, weights, greedy tokens."""
+    from llama_scale.convert.folders import find_checkpoint  # lazy: keeps torch out of --help
+    from llama_scale.convert.shards import Layout
+    from llama_scale.convert.verify import verify as verify_folder
+
+    checkpoint = find_checkpoint(source)
+    layout = None
+    if tensor is not None or pipeline is not None:
+        layout = Layout(tp_size=tensor or 1, pp_size=pipeline or 1)
+    with progress_bar() as bar:
+        proof = verify_folder(
+            checkpoint, hf, layout=layout, num_tokens=tokens, generate=generate, seed=seed, progress=bar
+        )
+    if as_json:
+        emit_json(proof.to_data())
+    else:
+        emit(render(proof))
+    proof.require()
+
+
+@app.command()
+def reshard(
+    *,
+    source: Annotated[Path, typer.Option("--from", help="Run folder (its newest checkpoint) or checkpoint folder.")],
+    target: Annotated[Path, typer.Option("--to", help="New checkpoint folder.")],
+    tensor: Tensor = 1,
+    pipeline: Pipeline = 1,
+    virtual: Virtual = 1,
+    stage_layers: StageLayers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut a checkpoint, optimizer state included, for another layout; every element stays as it is.
+
+    Training resumes from any layout without this.
+    """
+    from llama_scale.convert.folders import find_checkpoint  # lazy: keeps torch out of --help
+    from llama_scale.convert.reshard import reshard as write
+
+    checkpoint = find_checkpoint(source)
+    layout = _layout(tensor=tensor, pipeline=pipeline, virtual=virtual, stage_layers=stage_layers)
+    with progress_bar() as bar:
+        manifest = write(checkpoint, target, layout=layout, progress=bar)
+    result = {
+        "checkpoint": str(target),
+        "from": str(checkpoint),
+        "step": manifest.step,
+        "shards": len(manifest.shards),
+        "groups": sorted(manifest.tensors),
+        "parameter_digest": manifest.parameter_digest,
+    }
+    text = f"{target}: step {manifest.step} in {len(manifest.shards)} shards, tensor={tensor} x pipeline={pipeline}"
+    _show(result, as_json=as_json, text=text)
+
+
+def parse_size(text: str, *, option: str) -> int:
+    """Return the bytes of ``500MB``, ``1.5 GB``, ``2GiB`` or a plain number.
+
+    Raises:
+        ConvertError: It is no size above 0.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match is not None:
+        base = 1024 if match[3] else 1000
+        size = int(float(match[1]) * base ** _POWERS[match[2].upper()])
+    if size <= 0:
+        raise ConvertError(f"{option} {text!r} is no size; write e.g. 500MB, 1.5GB or 2GiB")
+    return size
+
+
+def _check_dtype(dtype: str | None) -> None:
+    if dtype not in (None, "fp32", "bf16"):
+        raise ConvertError(f"--dtype {dtype!r} is not known; use fp32 or bf16")
+
+
+def _layout(
+    *, tensor: int, pipeline: int, virtual: int, stage_layers: str | None, vocab_pad_multiple: int = 128
+) -> Layout:
+    from llama_scale.convert.shards import Layout
+
+    counts: tuple[int, ...] | None = None
+    if stage_layers is not None:
+        try:
+            counts = tuple(int(part) for part in stage_layers.split(","))
+        except ValueError:
+            raise ConvertError(f"--stage-layers {stage_layers!r} is no list of numbers; write e.g. 7,8,8,7") from None
+    return Layout(
+        tp_size=tensor,
+        pp_size=pipeline,
+        vp_size=virtual,
+        stage_layers=counts,
+        vocab_pad_multiple=vocab_pad_multiple,
+    )
+
+
+def _show(result: dict[str, Any], *, as_json: bool, text: str) -> None:
+    if as_json:
+        emit_json(result)
+    else:
+        emit(text)

@@ -1,0 +1,74 @@
+"""What `convert` shows: progress bars and the table of a verification."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_scale.convert.proof import Proof
+
+
+def render(proof: Proof) -> str:
+    """Return a verification as a table of at most 80 columns."""
+    from rich.console import Console  # lazy: keeps rich out of --help
+    from rich.table import Table
+
+    layout = proof.layout
+    title = f"tensor={layout['tensor']} x pipeline={layout['pipeline']}"
+    title += f" x virtual={layout['virtual']}" if layout["virtual"] > 1 else ""
+    table = Table(title=f"sharded model ({title}) against transformers", title_justify="left")
+    table.add_column("prompt", max_width=26, no_wrap=True)
+    for name in ("tokens", "max diff", "relative", "argmax", "greedy", ""):
+        table.add_column(name, justify="right")
+    for row in proof.comparisons:
+        greedy = "-" if row.generated is None else f"{row.generated_equal}/{row.generated}"
+        table.add_row(
+            repr(row.prompt) if row.prompt != "random" else "random tokens",
+            str(row.tokens),
+            f"{row.max_abs_diff:.1e}",
+            f"{row.relative:.1e}",
+            f"{row.same_argmax:.0%}",
+            greedy,
+            "ok" if row.passed else "FAIL",
+        )
+    buffer = io.StringIO()
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    console = Console(file=buffer, width=80, force_terminal=coloured, no_color=not coloured, highlight=False)
+    console.print(table)
+    same = proof.tensors - len(proof.differing)
+    lines = [buffer.getvalue().rstrip(), f"weights: {same} of {proof.tensors} tensors equal bit by bit"]
+    lines += [f"note: {proof.note}"] if proof.note else []
+    return "\n".join(lines)
+
+
+class _Bar:
+    """Show the phases of a conversion as progress bars of bytes."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._task: Any = None
+
+    def start(self, label: str, total: int) -> None:
+        """Begin a bar."""
+        self._task = self._progress.add_task(label, total=total)
+
+    def advance(self, amount: int) -> None:
+        """Move it."""
+        self._progress.advance(self._task, amount)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[_Bar]:
+    """Give a progress bar on stderr; it shows nothing where stderr is no terminal."""
+    from rich.console import Console  # lazy: keeps rich out of --help
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield _Bar(progress)
