@@ -178,7 +178,7 @@ def conclude(view: RunView) -> int:
         if failure is not None and failure.traceback:
             say(failure.traceback.rstrip())
         parts = [f"{run.path}: {status.message}{checkpoint}"]
-        if failure is not None and describe(failure) not in status.message:
+        if failure is not None and failure.error not in status.message:
             parts.append(f"first failure: {describe(failure)}")
         if status.victims:
             parts.append(f"because of it ended: ranks {', '.join(map(str, status.victims))}")

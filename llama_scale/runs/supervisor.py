@@ -26,7 +26,7 @@ from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.atomic import write_atomically
 from llama_scale.runs.folder import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder
 from llama_scale.runs.lock import RunLock
-from llama_scale.runs.outcome import Outcome, describe, judge
+from llama_scale.runs.outcome import Outcome, judge
 from llama_scale.runs.progress import last_step
 from llama_scale.runs.restart import decide_restart
 from llama_scale.runs.start import new_status
@@ -39,8 +39,8 @@ _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 _WAITED = _STOP_SIGNALS | {signal.SIGCHLD}
 _POLL_S = 0.25
 _HEARTBEAT_S = 2.0
-_MARGIN_S = 10.0
-"""Seconds over the grace that the agent gets, in which it kills ranks that hang and writes its verdict."""
+_MARGIN_S = (2.0, 10.0)
+"""Least and most seconds over the grace, in which the agent kills ranks that hang and writes its verdict."""
 
 
 class Supervisor:
@@ -114,7 +114,8 @@ class Supervisor:
                 self._note_signal(info.si_signo)
             now = time.monotonic()
             if deadline is None and self._stop_requested():
-                deadline = now + self._spec.launcher.grace_s + _MARGIN_S
+                grace_s = self._spec.launcher.grace_s
+                deadline = now + grace_s + min(max(grace_s, _MARGIN_S[0]), _MARGIN_S[1])
                 self._update(state="stopping", message=f"stopping ({self._stop_reason})", sync=True)
                 os.kill(job.pid, signal.SIGTERM)  # not reaped yet: the id cannot be another process's
             elif deadline is not None and now > deadline and not killed:
@@ -155,13 +156,10 @@ class Supervisor:
         return newest.name if newest else None
 
     def _end(self, outcome: Outcome) -> int:
-        message = outcome.message
-        if outcome.first_failure is not None and describe(outcome.first_failure) not in message:
-            message = f"{message} (first failure: {describe(outcome.first_failure)})"
         self._update(
             state=outcome.state,
             exit_code=outcome.exit_code,
-            message=message,
+            message=outcome.message,
             first_failure=outcome.first_failure,
             victims=outcome.victims,
             agent_pid=None,
