@@ -9,7 +9,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from llama_scale.errors import Problem, SpecError
 from llama_scale.plan.activations import ActivationCase
-from llama_scale.plan.checks import plan_problems
 from llama_scale.plan.memory import StageMemory, element_bytes, stage_memory
 from llama_scale.plan.schedule import Schedule, make_schedule
 from llama_scale.plan.stages import Stages, make_stages
@@ -121,18 +120,15 @@ def make_plan(spec: RunSpec) -> RunPlan:
         SpecError: degrees, batch or world size do not fit; all that do not are named at once.
     """
     # lazy: a worker that reads plan.json needs no YAML reader
+    from llama_scale.plan.checks import plan_problems
     from llama_scale.spec.load import spec_digest
 
-    problems = list(plan_problems(spec))
-    stages = None
-    try:
-        stages = _stages(spec)
-    except SpecError as error:
-        problems.extend(error.problems)
-    if problems or stages is None:
+    problems = plan_problems(spec)
+    if problems:
         raise SpecError(problems)
     model = spec.model
     assert isinstance(model, InlineModel)
+    stages = _stages(spec)
     shape = ModelShape.model_validate(model.model_dump(include=set(ModelShape.model_fields)))
     topology = Topology(dp_size=spec.parallel.data, tp_size=spec.parallel.tensor, pp_size=spec.parallel.pipeline)
     batch = _batch(spec)

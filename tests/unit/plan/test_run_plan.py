@@ -43,21 +43,18 @@ def test_text_that_is_no_plan_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"tp": 4}, r"tensor=4 does not divide num_kv_heads=2; use .*: 1, 2$"),
+        ({"tp": 4}, r"tensor=4 does not divide num_kv_heads=2"),
         ({"tp": 3}, r"tensor=3 does not divide num_heads=4"),
-        ({"pp": 3}, r"pipeline=3 does not divide num_layers=8"),
-        ({"model": {"num_kv_heads": 3}}, r"num_kv_heads=3 does not divide num_heads=4; use 1, 2, 4"),
-        ({"tp": 2, "seq_length": 63, "parallel": {"sequence": True}}, r"needs tensor=2 to divide seq_length=63"),
-        ({"cluster": {"nodes": 3}}, r"data=1 x tensor=1 x pipeline=1 is 1 processes, but .* nodes=3 x .* = 3"),
+        ({"pp": 3}, r"pipeline x virtual_stages = 3 x 1 = 3 does not divide num_layers=8"),
+        ({"pp": 2, "parallel": {"stage_layers": (4, 3)}}, r"stage_layers sums to 7, and num_layers=8"),
+        ({"model": {"num_kv_heads": 3}}, r"num_kv_heads=3 does not divide num_heads=4"),
+        ({"tp": 2, "seq_length": 63, "parallel": {"sequence": True}}, r"seq_length=63 is not divisible by tensor=2"),
+        ({"cluster": {"nodes": 3}}, r"1 x 1 x 1 = 1 processes, but the cluster has .* 3 x 1 = 3"),
         ({"batch": {"global": 9, "micro": 1, "accumulation": 8}}, r"global=9 is not micro=1 x accumulation=8 x data=1"),
         ({"parallel": {"virtual_stages": 2}}, r"virtual_stages=2 needs pipeline > 1"),
         (
-            {"pp": 2, "accumulation": 3, "parallel": {"virtual_stages": 2}},
-            r"accumulation=3 is not a multiple of pipeline=2.*; use accumulation 2 or 4",
-        ),
-        (
             {"pp": 4, "accumulation": 3, "parallel": {"virtual_stages": 2}},
-            r"accumulation=3 is not a multiple of pipeline=4.*; use accumulation 4$",
+            r"accumulation=3 is not a multiple of pipeline=4",
         ),
         ({"batch": {}}, r"batch\.global: the batch is not resolved"),
         ({"train": {"tokens": 5}}, r"train\.steps: the number of steps is not resolved"),
@@ -81,7 +78,7 @@ def test_all_problems_are_named_at_once() -> None:
         make_plan(run_spec(tp=3, pp=3, cluster={"nodes": 7}))
 
     codes = {problem.code for problem in caught.value.problems}
-    assert codes == {"tensor-divisible", "layers-divisible", "world-size"}
+    assert codes == {"tensor-num-heads", "tensor-num-kv-heads", "layers-stages", "world-size"}
 
 
 def test_a_world_of_16384_ranks_stays_small() -> None:
