@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from llama_scale.plan.stages import Stages
 from llama_scale.spec.model import ModelShape
+from llama_scale.spec.recompute import FullRecompute, Recompute
 
 Convention = Literal["full", "causal"]
 """How attention is counted. ``full``: all s x s pairs, the convention of PaLM's MFU (Chowdhery et al. 2022,
@@ -49,3 +51,28 @@ def model_flops_per_token(shape: ModelShape, seq_length: int, *, convention: Con
     """
     forward = matmul_flops_per_token(shape) + attention_flops_per_token(shape, seq_length, convention=convention)
     return float(_FORWARD_AND_BACKWARD * forward)
+
+
+def recomputed_flops_per_token(
+    shape: ModelShape, seq_length: int, *, stages: Stages, recompute: Recompute, convention: Convention = "full"
+) -> float:
+    """Return the forward FLOPs that the backward pass does again: hardware FLOPs (HFU) are model FLOPs plus these.
+
+    Args:
+        shape: The model.
+        seq_length: Tokens of a sample.
+        stages: Its chunks; ``method: block`` recomputes the first layers of each.
+        recompute: What is recomputed.
+        convention: How attention is counted.
+    """
+    attention = attention_flops_per_token(shape, seq_length, convention=convention)
+    if recompute.kind == "none":
+        return 0.0
+    if not isinstance(recompute, FullRecompute):
+        return float(attention)
+    head = 2 * shape.hidden_size * shape.vocab_size
+    layers = matmul_flops_per_token(shape) - head + attention
+    if recompute.method == "uniform":
+        return float(layers)
+    again = sum(min(recompute.layers, len(chunk.layers)) for stage in stages for chunk in stage)
+    return layers * again / shape.num_layers
