@@ -7,7 +7,7 @@ from math import gcd, log
 from typing import TYPE_CHECKING
 
 from llama_scale.errors import Problem
-from llama_scale.spec.nearby import divisors, either, multiples_around, nearest
+from llama_scale.spec.nearby import divisors, either, multiples_around, nearest, suggest
 from llama_scale.spec.rule import Rule, problem
 
 if TYPE_CHECKING:
@@ -130,6 +130,21 @@ def _min_nodes(spec: RunSpec) -> Iterator[Problem]:
         )
 
 
+def _profile(spec: RunSpec) -> Iterator[Problem]:
+    name = spec.cluster.profile
+    if name is None:
+        return
+    from llama_scale.spec.profile_names import profile_names  # lazy: only specs that name a profile
+
+    if name not in profile_names():
+        yield problem(
+            "cluster.profile",
+            f"{name!r} is not a cluster profile",
+            hint=suggest(name, profile_names()),
+            code="unknown-profile",
+        )
+
+
 RULES = (
     Rule(("parallel", "cluster"), _world_size),
     Rule(("parallel",), _sequence),
@@ -137,5 +152,6 @@ RULES = (
     Rule(("parallel", "batch"), _interleaved_batch),
     Rule(("parallel", "engine"), _interleaved_p2p),
     Rule(("restart", "cluster"), _min_nodes),
+    Rule(("cluster",), _profile),
 )
 """All rules of this file."""

@@ -62,14 +62,31 @@ def check_file(
     """Do what ``load_spec`` does and return the problems instead of raising them."""
     name = os.fspath(path)
     try:
-        root = compose(read_text(Path(name)))
+        text = read_text(Path(name))
     except SourceError as error:
         return Loaded(spec=None, problems=(error.problem,))
+    folder = os.path.abspath(os.path.dirname(name))  # noqa: PTH100, PTH120 - Path.absolute keeps ".."
+    return check_text(text, name=name, folder=folder, overrides=overrides, env=env)
+
+
+def check_text(
+    text: str, *, name: str, folder: str, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> Loaded:
+    """Check a spec that is given as text.
+
+    Args:
+        text: The YAML.
+        name: What problems call the file.
+        folder: Absolute folder that relative paths start at.
+        overrides: As for ``load_spec``.
+        env: As for ``load_spec``.
+    """
+    try:
+        root = compose(text)
     except ComposeError as error:
         return Loaded(spec=None, problems=(replace(error.problem, file=name),))
     if not isinstance(root, MappingNode):
         return Loaded(spec=None, problems=(_not_a_mapping(name, root),))
-    folder = os.path.abspath(os.path.dirname(name))  # noqa: PTH100, PTH120 - Path.absolute keeps ".."
     context = PathContext(folder=folder, env=os.environ if env is None else env)
     changed, problems = apply_overrides(root, overrides)
     spec, found = _check(changed, context)
