@@ -87,6 +87,10 @@ class CheckpointError(LaunchError):
     """Report a checkpoint that is incomplete, damaged or does not fit the model it is loaded into."""
 
 
+class DataError(LaunchError):
+    """Report text or token files that are missing, damaged or do not fit the run."""
+
+
 class ConvertError(LlamaScaleError):
     """Report a conversion that could not be done or whose proof failed."""
 

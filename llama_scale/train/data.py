@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from llama_scale.data.reader import TokenFile
+from llama_scale.errors import DataError
 from llama_scale.train.blend import Blend
 from llama_scale.train.engine import MicroBatch
-from llama_scale.train.indexed import DataError, TokenFile
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import BatchPlan

@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from llama_scale.errors import PREEMPTED_EXIT, LaunchError, LlamaScaleError, PluginError, SpecError
-from llama_scale.train.indexed import DataError
+from llama_scale.errors import PREEMPTED_EXIT, DataError, LaunchError, LlamaScaleError, PluginError, SpecError
 
 Kind = Literal["crash", "collateral", "config", "data", "oom", "preempted"]
 """crash: its own fault; collateral: it lost a peer or waited too long for one; config: the spec or the launch."""

@@ -1,4 +1,4 @@
-"""One rank of a run, also under plain ``torchrun``: ``torchrun --nproc-per-node 4 -m llama_scale.train.worker RUN_DIR``.
+"""One rank of a run, also under plain torchrun: ``torchrun --nproc-per-node 4 -m llama_scale.train.worker RUN_DIR``.
 
 The agent imports this module once and forks its ranks, which then call ``run_rank``.
 """
@@ -6,6 +6,7 @@ The agent imports this module once and forks its ranks, which then call ``run_ra
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -23,7 +24,7 @@ from llama_scale.spec.load import load_spec
 from llama_scale.train import distributed, failures, noise, trackers
 from llama_scale.train.checkpointing import Checkpointer, Position
 from llama_scale.train.data import Samples
-from llama_scale.train.engine import Engine, make_engine
+from llama_scale.train.engine import Engine, make_engine, module_of
 from llama_scale.train.loop import LoopParts, log_progress, train
 from llama_scale.train.metrics import MetricsFile, StepRecord
 from llama_scale.train.profile import StepProfiler, parse_steps
@@ -121,8 +122,8 @@ def _run(job: Job, *, stop: StopRequest, tee: int | None) -> int:
     spec, plan = job.spec, job.plan
     noise.silence()
     set_threads()
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "0" if int(os.environ.get("WORLD_SIZE", "1")) == 1 else "29500")
+    # Before the process groups: this import knows which warnings of Megatron-Core to leave out.
+    importlib.import_module(module_of(spec.engine.kind))
     coordinates = distributed.initialize(
         plan.topology,
         device=spec.cluster.device,
@@ -202,6 +203,10 @@ def configure_logging(coordinates: Coordinates, *, rank: int, tee: int | None = 
     )
 
 
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+"""Environment of a process that nobody started as one of several; port 0 is any free one."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one rank; rank, world size and rendezvous come from torchrun's environment variables."""
     parser = argparse.ArgumentParser(prog="python -m llama_scale.train.worker", description=main.__doc__)
@@ -212,6 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", metavar="N:M", help="write a torch profiler trace of steps N to M")
     options = parser.parse_args(argv)
     run_dir: Path = options.run or options.named_run
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
     attempt = int(os.environ.get("LLAMA_SCALE_ATTEMPT", "0"))
     rank = int(os.environ.get("RANK", "0"))
     try:

@@ -12,16 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_scale.errors import LaunchError
+from llama_scale.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 """Codes of integer types; 6 and 7 are floats, which are no token ids."""
-
-
-class DataError(LaunchError):
-    """Report token files that are missing, damaged or do not fit the run."""
 
 
 class TokenFile:
