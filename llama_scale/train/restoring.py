@@ -42,6 +42,8 @@ class PrecisionReader:
 
     def __init__(self, reader: CheckpointReader, *, masters: bool) -> None:
         self._reader = reader
+        self.groups = ("model", *(("master",) if masters else ()), "exp_avg", "exp_avg_sq")
+        """What the engine loads, if it loads everything."""
         stored = bool(reader.tensors("master"))
         self._source = {"master": "model"} if masters and not stored else {}
         if stored and not masters:
@@ -165,7 +167,7 @@ def check_loaded(
             if piece.primary and piece.tensor.numel():
                 ident = (piece.group, piece.name)
                 shares[ident] = shares.get(ident, 0) + piece_digest(piece.tensor, _described(piece))
-    groups = ["model", "master", "exp_avg", "exp_avg_sq"] if optimizer else ["model"]
+    groups = served.groups if optimizer else served.groups[:1]
     rows = [(group, name) for group in groups for name in served.tensors(group)]
     signed = [_signed(shares.get(row, 0)) for row in rows]
     sums = ranks.sum_int64(torch.tensor(signed, dtype=torch.int64)).tolist()
