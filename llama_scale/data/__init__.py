@@ -1,0 +1,1 @@
+"""Text to token files: reading text, tokenizers, writing and reading .bin/.idx pairs."""
