@@ -86,8 +86,8 @@ class MetricsFile:
         self._path = path
         try:
             _drop_after(path, resumed_step)
-            # Line buffered: a line is on its way to the file before the next step starts, whatever happens then.
-            self._file = path.open("a", encoding="utf-8", buffering=1)
+            # Unbuffered: a line is in the file before the next step starts, whatever happens then.
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise LaunchError(f"cannot write {path}: {error.strerror}; check the run folder's permissions") from error
 
@@ -97,10 +97,12 @@ class MetricsFile:
         Raises:
             LaunchError: The disk is full or the file cannot be written.
         """
+        line = (record.to_json() + "\n").encode()
         try:
-            self._file.write(record.to_json() + "\n")
+            while line:  # a nearly full disk takes a part before it fails
+                line = line[self._file.write(line) :]
         except OSError as error:
-            raise LaunchError(f"cannot write {self._path}: {error.strerror}") from error
+            raise LaunchError(f"cannot write {self._path}: {error.strerror}; free space and resume") from error
 
     def __enter__(self) -> MetricsFile:
         return self
