@@ -4,7 +4,8 @@ The accounting is that of Korthikanti et al. 2022 (arXiv:2205.05198, sections 4 
 keeps. Their GPT layer takes ``sbh(34 + 5as/h)`` bytes; a LLaMA layer differs in these points:
 
 * no dropout, so no masks; RMSNorm instead of LayerNorm (also keeps its input);
-* fused attention (flash, SDPA) keeps q, k, v, its output and one fp32 number a query, and no ``s x s`` matrix;
+* fused attention (flash, SDPA) keeps q, k, v, its output and one fp32 number a query, and no ``s x s`` matrix; the
+  output projection keeps a reordered copy of the output;
 * GQA: keys and values are ``num_kv_heads * head_dim`` wide; queries ``num_heads * head_dim``, not always ``h``;
 * SwiGLU keeps gate and up (silu is computed again) and the product: three times the FFN width;
 * the loss computes its gradient in the forward pass over blocks of tokens, so that no logits are kept
@@ -67,13 +68,17 @@ def attention_bytes(case: ActivationCase) -> int:
     queries = shape.num_heads * shape.head_dim
     keys_values = 2 * shape.num_kv_heads * shape.head_dim
     sharded = case.tokens * (2 * queries + keys_values) * case.element_bytes // case.tp_size
-    statistics = 0 if case.recompute.kind == "selective" else statistics_bytes(case)
-    return 2 * case.residual_bytes + sharded + statistics
+    core = 0 if case.recompute.kind == "selective" else core_bytes(case)
+    return 2 * case.residual_bytes + sharded + core
 
 
-def statistics_bytes(case: ActivationCase) -> int:
-    """Return fused attention's log-sum-exp: one fp32 number for each query and head."""
-    return case.tokens * case.shape.num_heads * _FP32_BYTES // case.tp_size
+def core_bytes(case: ActivationCase) -> int:
+    """Return what fused attention keeps for itself: its output, and one fp32 number for each query and head.
+
+    The output projection's input is a second copy of that output, because the kernel orders it by heads.
+    """
+    shape = case.shape
+    return case.tokens * shape.num_heads * (shape.head_dim * case.element_bytes + _FP32_BYTES) // case.tp_size
 
 
 def mlp_bytes(case: ActivationCase) -> int:
@@ -101,14 +106,23 @@ def chunk_bytes(case: ActivationCase, chunk: Chunk) -> int:
 
 
 def recomputed_bytes(case: ActivationCase, chunk: Chunk) -> int:
-    """Return what the backward pass of one chunk holds on top while it computes a part of it again."""
+    """Return what the backward pass of one chunk holds on top while it computes a part of it again.
+
+    By then it has freed what lies behind that part: the final norm's input, and layers without recomputation. The MLP
+    that selective recomputation has freed is not counted off, so that full never seems to need more than selective.
+    """
     recompute = case.recompute
     if recompute.kind == "none":
         return 0
     if not isinstance(recompute, FullRecompute):
-        return statistics_bytes(case)
-    group = min(recompute.layers, len(chunk.layers)) if recompute.method == "uniform" else 1
-    return group * layer_bytes(case) - case.residual_bytes
+        return core_bytes(case)
+    freed = case.residual_bytes if chunk.has_head else 0
+    if recompute.method == "uniform":
+        group = min(recompute.layers, len(chunk.layers))
+    else:
+        group = 1
+        freed += max(0, len(chunk.layers) - recompute.layers) * layer_bytes(case)
+    return max(0, group * layer_bytes(case) - case.residual_bytes - freed)
 
 
 def logits_bytes(case: ActivationCase, *, vocab_pad_multiple: int) -> int:

@@ -139,11 +139,11 @@ def test_only_the_last_stage_holds_logits() -> None:
 
 
 def test_layer_activations_by_hand() -> None:
-    # One layer, s=64, b=1, bf16: 4 residual tensors of 32; q and output 48 each, k and v 24 each; SwiGLU 3 x 48;
-    # log-sum-exp 4 heads x fp32; the final norm's input.
+    # One layer, s=64, b=1, bf16: 4 residual tensors of 32; q and the output twice, 48 each; k and v, 24 each;
+    # SwiGLU 3 x 48; log-sum-exp 4 heads x fp32; the final norm's input.
     plan = _plan({"kind": "none"}, model={"num_layers": 1}, accumulation=1)
 
-    assert plan.memory[0].activations == 64 * (2 * (4 * 32 + 2 * 48 + 2 * 24 + 3 * 48) + 4 * 4 + 2 * 32)
+    assert plan.memory[0].activations == 64 * (2 * (4 * 32 + 3 * 48 + 2 * 24 + 3 * 48) + 4 * 4 + 2 * 32)
 
 
 def test_sequence_parallelism_divides_the_residual_stream() -> None:
