@@ -18,7 +18,13 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-_PRELOAD = ["torch", "llama_scale.train.versions", "llama_scale.train.megatron_engine", "tests.engines.harness"]
+_PRELOAD = [
+    "torch",
+    "llama_scale.train.versions",
+    "llama_scale.train.megatron_engine",
+    "llama_scale.train.deepspeed_engine",
+    "tests.engines.harness",
+]
 
 
 class RankError(AssertionError):

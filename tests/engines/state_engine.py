@@ -6,6 +6,7 @@ index in the logical tensor, step), so a wrong, stale or shifted element is seen
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -20,11 +21,15 @@ from tests.engines.specs import Case
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+@functools.cache
+def _base(group: str, parameter: Parameter) -> torch.Tensor:
+    phase = zlib.crc32(f"{group}/{parameter.name}".encode())
+    return ((torch.arange(parameter.numel) * 40503 + phase) % 65521).float().view(parameter.shape)
+
+
 def logical_value(group: str, parameter: Parameter, step: int) -> torch.Tensor:
-    """Return the whole logical tensor as it is at a step."""
-    index = torch.arange(parameter.numel, dtype=torch.float64)
-    phase = zlib.crc32(f"{group}/{parameter.name}".encode()) % 1000
-    return torch.sin(index * 0.37 + phase + step * 1.7).float().view(parameter.shape)
+    """Return the whole logical tensor as it is at a step: whole numbers, exact in fp32."""
+    return _base(group, parameter) + step
 
 
 class StateEngine:
