@@ -26,6 +26,7 @@ class TokenFile:
     Attributes:
         lengths: int64 tokens of each document.
         starts: int64 first token of each document, counted from the start of the .bin file.
+        tokens: All ids, in the file's own integer type.
 
     Raises:
         DataError: A file is missing, not in this format, or the two do not fit each other.
@@ -46,7 +47,9 @@ class TokenFile:
         bounds = first[document_ends]
         self.starts: np.ndarray = bounds[:-1]
         self.lengths: np.ndarray = np.diff(bounds)
-        self._tokens = np.memmap(tokens, dtype=dtype, mode="r") if tokens.stat().st_size else np.zeros(0, dtype)
+        self.tokens: np.ndarray = (
+            np.memmap(tokens, dtype=dtype, mode="r") if tokens.stat().st_size else np.zeros(0, dtype)
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -54,7 +57,7 @@ class TokenFile:
     def read(self, document: int, start: int, stop: int) -> np.ndarray:
         """Return tokens ``start`` to ``stop`` of a document in the file's own integer type (a view)."""
         first = int(self.starts[document])
-        return self._tokens[first + start : first + stop]
+        return self.tokens[first + start : first + stop]
 
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, type[np.integer]]:

@@ -1,0 +1,157 @@
+"""Read documents from text files: .txt, .jsonl, and either of them gzipped."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from llama_scale.errors import DataError
+
+TextUnit = Literal["line", "paragraph", "file"]
+"""What is one document of a .txt file. A line of a .jsonl file always is one."""
+
+_TEXT, _JSONL = (".txt", ".text"), (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Say which files hold the text and how they are read.
+
+    Args:
+        files: In the order in which they are read.
+        field: Key of the text in a JSONL object.
+        unit: What is one document of a .txt file.
+    """
+
+    files: tuple[Path, ...]
+    field: str = "text"
+    unit: TextUnit = "line"
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the files' sizes on the disk."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def documents(self, *, on_read: Callable[[int], None] | None = None) -> Iterator[str]:
+        """Yield the documents, empty ones included.
+
+        Args:
+            on_read: Called now and then with the bytes read from the disk so far.
+
+        Raises:
+            DataError: A file cannot be read; a line is no JSON object with a string under ``field``.
+        """
+        done = 0
+        for path in self.files:
+            with path.open("rb") as raw:
+                for document in self._documents_of(path, raw):
+                    if on_read:
+                        on_read(done + raw.tell())
+                    yield document
+                done += raw.tell()
+
+    def _documents_of(self, path: Path, raw: BinaryIO) -> Iterator[str]:
+        lines = _lines(path, raw)
+        if _kind(path) in _JSONL:
+            for number, line in lines:
+                if line.strip():
+                    yield _text_of(line, where=f"{path}:{number}", field=self.field)
+        elif self.unit == "line":
+            for _, line in lines:
+                yield line.rstrip("\r\n")
+        else:
+            yield from _blocks((line for _, line in lines), whole=self.unit == "file")
+
+
+def find_source(patterns: Sequence[str], *, field: str = "text", unit: TextUnit = "line") -> Source:
+    """Find the files that names and patterns stand for; each file is read once, in the order given.
+
+    Args:
+        patterns: File names, or patterns with ``*``, ``?``, ``[...]`` and ``**``; a pattern's files are sorted.
+        field: Key of the text in a JSONL object.
+        unit: What is one document of a .txt file.
+
+    Raises:
+        DataError: A name or pattern stands for no file, or a file's kind is not known; all are named.
+    """
+    found: dict[Path, None] = {}
+    faults = []
+    for pattern in patterns:
+        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+        files = [Path(match) for match in matches if not Path(match).is_dir()]
+        if not files:
+            why = "is a folder; name its files, for example" if Path(pattern).is_dir() else "matches no file; try"
+            faults.append(f"--input {pattern} {why} '{Path(pattern) / '*.jsonl' if matches else '*.jsonl'}'")
+        for path in files:
+            if _kind(path) not in (*_TEXT, *_JSONL):
+                faults.append(f"--input {path}: only .txt and .jsonl, plain or with .gz, can be read")
+            found[path] = None
+    if faults:
+        raise DataError("\n".join(faults))
+    return Source(files=tuple(found), field=field, unit=unit)
+
+
+def _kind(path: Path) -> str:
+    """Return the suffix that says what is inside, ``.gz`` left out."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] == [".gz"]:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _lines(path: Path, raw: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Yield numbered lines with their ends; faults of file, compression and encoding name file and line."""
+    number = 0
+    try:
+        packed = path.suffix.lower() == ".gz"
+        stream: BinaryIO = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
+        while line := stream.readline():
+            number += 1
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}:{number}: byte 0x{error.object[error.start]:02x} at column {error.start + 1} is no UTF-8; "
+            f"convert the file, for example with: iconv -f latin1 -t utf-8"
+        ) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}:{number + 1}: the gzip data is cut off or damaged ({error}); copy it again") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _text_of(line: str, *, where: str, field: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}:{error.colno}: no JSON ({error.msg}); each line must be one JSON object") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {line.strip()[:60]!r} is no JSON object; each line must be one, with key {field!r}")
+    if field not in row:
+        near = get_close_matches(field, row, n=1)
+        hint = f"did you mean --field {near[0]}?" if near else "name the text's key with --field"
+        raise DataError(f"{where}: no key {field!r}; the keys are {', '.join(map(repr, row)) or 'none'}; {hint}")
+    text = row[field]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: {field!r} is {json.dumps(text)[:60]}, and the text must be a string")
+    return text
+
+
+def _blocks(lines: Iterator[str], *, whole: bool) -> Iterator[str]:
+    """Join lines to paragraphs, which blank lines part, or to one document."""
+    block: list[str] = []
+    for line in lines:
+        if whole or line.strip():
+            block.append(line)
+        elif block:
+            yield "".join(block).rstrip("\r\n")
+            block = []
+    if block:
+        yield "".join(block).rstrip("\r\n")
