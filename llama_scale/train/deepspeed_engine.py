@@ -13,7 +13,7 @@ from torch import nn
 from llama_scale.engines.deepspeed import deepspeed_config, zero_stage
 from llama_scale.train import deepspeed_state as state
 from llama_scale.train.adamw import make_adamw, parameter_groups
-from llama_scale.train.deepspeed_import import deepspeed, initialize, quiet
+from llama_scale.train.deepspeed_import import deepspeed, initialize, join, quiet
 from llama_scale.train.deepspeed_pipeline import StagePipeline
 from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, to_device
 from llama_scale.train.model import build_chunks
@@ -66,6 +66,7 @@ class DeepSpeedEngine:
         self.chunks: list[nn.Module] = list(build_chunks(spec, plan, self.coordinates))
         self._parameters = [p for p in self.chunks[0].parameters() if p.requires_grad]
         self.device = self._parameters[0].device
+        join()
         self._pipeline: StagePipeline | None = None
         module: nn.Module = self.chunks[0]
         if plan.topology.pp_size > 1:

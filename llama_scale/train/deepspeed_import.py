@@ -31,7 +31,7 @@ if not torch.cuda.is_available():
 
 deepspeed_logger.setLevel(logging.WARNING)
 
-__all__ = ["PipeModelDataParallelTopology", "PipelineModule", "deepspeed", "initialize", "quiet"]
+__all__ = ["PipeModelDataParallelTopology", "PipelineModule", "deepspeed", "initialize", "join", "quiet"]
 
 _KNOWN_WARNINGS = (
     (FutureWarning, r".*torch\.distributed\..* is deprecated"),
@@ -48,6 +48,12 @@ def quiet() -> Iterator[None]:
         for category, message in _KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", message=message, category=category)
         yield
+
+
+def join() -> None:
+    """Let DeepSpeed use the process group that torch.distributed has; idempotent."""
+    with quiet():
+        deepspeed.init_distributed(dist_init_required=False, auto_mpi_discovery=False, verbose=False)
 
 
 def initialize(**arguments: Any) -> Any:
