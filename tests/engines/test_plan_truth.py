@@ -119,7 +119,7 @@ def test_parameters_per_rank_equal_real_tensors(world_size: int) -> None:
             assert plan.memory[place.pp_rank].parameters == sum(found[index].values()), (case, rank)
 
 
-# Tolerances: per-token statistics of norms and RoPE's tables are not in the plan, and weigh at this small size.
+# Tolerances: statistics of norms are not in the plan, and weigh at this small size.
 _BIG = {"hidden_size": 128, "ffn_hidden_size": 352, "num_heads": 8, "num_kv_heads": 2, "head_dim": 24}
 _NONE: dict[str, Any] = {"kind": "none"}
 _ACTIVATION_CASES = [
@@ -189,8 +189,10 @@ def test_activation_bytes_of_a_forward_pass_equal_saved_tensors(tp: int) -> None
             ),
             plan.stages[0][0],
         )
+        # RoPE's cos and sin, one table for all layers, are too small to be in the plan.
+        rope = case.seq_length * plan.shape.head_dim * 4
         for found in by_rank:
-            assert planned == pytest.approx(found[index], rel=0.05), case
+            assert planned + rope == pytest.approx(found[index], rel=0.05), case
 
 
 def _state_bytes(cases: list[Case]) -> list[dict[str, int]]:
