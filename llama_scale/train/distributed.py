@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from llama_scale.errors import LaunchError
 from llama_scale.train import cpu
+from llama_scale.train.versions import parallel_state
 
 if TYPE_CHECKING:
     from llama_scale.plan.topology import Coordinates, Topology
@@ -38,10 +40,6 @@ def initialize(topology: Topology, *, device: str, timeout_s: float, virtual_sta
     Raises:
         LaunchError: ``WORLD_SIZE`` differs from the topology's, or the CUDA device does not exist.
     """
-    from megatron.core import parallel_state
-
-    from llama_scale.errors import LaunchError
-
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != topology.world_size:
         raise LaunchError(
@@ -73,8 +71,6 @@ def initialize(topology: Topology, *, device: str, timeout_s: float, virtual_sta
 
 def shutdown() -> None:
     """Destroy all process groups; idempotent."""
-    from megatron.core import parallel_state
-
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
