@@ -135,6 +135,6 @@ def _explain(error: RuntimeError, *, vocab_size: int, lines: int) -> DataError:
     if match := _TOO_LOW.search(text):
         return DataError(
             f"--vocab-size {vocab_size} is too small: 3 special pieces, 256 bytes and the text's characters need "
-            f"at least {int(match[2]) + 1}"
+            f"at least {match[2]}"
         )
     return DataError(f"SentencePiece could not train a tokenizer of {vocab_size} pieces: {text}")
