@@ -109,6 +109,10 @@ class LlamaModel(GPTModel):
 
     def head_weight(self) -> torch.Tensor:
         """Return the output layer's matrix ``[padded V, H]``: its own, or the embedding's when tied."""
+        # The layer itself is never called (the loss is fused with it), so what waits for its weight to be gathered
+        # before a call has to be called by hand.
+        for hook in self.output_layer._forward_pre_hooks.values():
+            hook(self.output_layer, ())
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.output_layer.weight
