@@ -100,7 +100,7 @@ class Ledger:
 
         def table(accounts: dict[str, _Account]) -> dict[str, Any]:
             return {
-                name: {"shape": list(a.shape), "slices": len(a.boxes), "sha256": a.digest}
+                name: {"shape": list(a.shape), "slices": len(a.boxes), "digest": a.digest}
                 for name, a in accounts.items()
             }
 
