@@ -6,7 +6,7 @@
 #   DEMO_SET="train.steps=40" configs/smoke/demo.sh    # changes to the spec, for a shorter or another run
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export PATH="$PWD/.venv/bin:$PATH" LLAMA_SCALE_RUNS=.demo/runs
+export PATH="$PWD/${VENV:-.venv}/bin:$PATH" LLAMA_SCALE_RUNS=.demo/runs
 spec=configs/smoke/pretrain.yaml
 changes=()
 for change in ${DEMO_SET:-}; do changes+=(--set "$change"); done
@@ -51,7 +51,7 @@ until [ -n "$(state checkpoint)" ]; do
     sleep 1
 done
 agent=$(state agent_pid)
-read -r -a ranks <"/proc/$agent/task/$agent/children"
+read -r -a ranks <"/proc/$agent/task/$agent/children" || true # the file ends without a line end
 run kill -9 "${ranks[1]}"
 wait "$follower" || true
 until [ "$(state state)" = failed ]; do sleep 0.5; done

@@ -1,0 +1,85 @@
+# One line a target; `make` lists them. Everything runs from .venv, which `make setup` makes.
+# PYTHON is the interpreter of a new .venv (3.11); VENV another folder for it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+VENV_PY312 ?= .venv-py312
+TORCH ?= torch==2.13.0
+PYTEST := $(VENV)/bin/python -m pytest
+BIN := $(VENV)/bin
+
+# Without .pyc files each of the many processes that tests start would compile torch's thousands of modules again.
+unexport PYTHONDONTWRITEBYTECODE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test check format lint types test-unit test-docs test-engines test-py312 test-gpu bench wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## make .venv with everything for training and tests (Python 3.11, CPU build of torch)
+
+# torch first, by itself: DeepSpeed's build asks for it. DS_BUILD_OPS=0: its kernels are compiled when they are used.
+$(VENV)/.installed: pyproject.toml .ci/find-python
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    python=$$(PYTHON="$(PYTHON)" .ci/find-python 3.11) && "$$python" -m venv --clear $(VENV); \
+	fi
+	$(BIN)/python -m pip install -q $(TORCH)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -e '.[train,dev]'
+	@touch $@
+
+demo: setup ## the whole way on real text: train on 4 processes, kill, resume, convert, prove, generate
+	VENV=$(VENV) configs/smoke/demo.sh
+
+test: setup check test-engines ## set up and pass all tests that need no GPU and no cluster
+
+check: setup format lint types test-unit test-docs ## format, lint, types, unit tests, docs check
+
+format: setup
+	$(BIN)/ruff format --check .
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+test-unit: setup ## tests in one process
+	$(PYTEST) tests/unit
+
+test-docs: setup ## boundaries, shipped specs, documents, README's commands, the wheel
+	$(PYTEST) tests/test_*.py -m 'not engines'
+
+test-engines: setup ## tests with several processes and the real engines
+	OMP_NUM_THREADS=1 $(PYTEST) -m engines tests
+
+test-py312: $(VENV_PY312)/.installed ## the engine tests on Python 3.12 with megatron-core 0.17 to 0.19
+	OMP_NUM_THREADS=1 $(VENV_PY312)/bin/python -m pytest -m engines tests
+
+$(VENV_PY312)/.installed: pyproject.toml .ci/find-python
+	@if ! $(VENV_PY312)/bin/python -m pip --version >/dev/null 2>&1; then \
+	    python=$$(PYTHON="$(PYTHON312)" .ci/find-python 3.12) && "$$python" -m venv --clear $(VENV_PY312); \
+	fi
+	$(VENV_PY312)/bin/python -m pip install -q $(TORCH)
+	DS_BUILD_OPS=0 $(VENV_PY312)/bin/python -m pip install -q -e '.[train,dev]'
+	@touch $@
+
+test-gpu: setup ## NCCL parity, bf16 and MFU; says so where there is no GPU
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	    $(PYTEST) -m gpu tests; \
+	else \
+	    echo '******** GPU tests NOT RUN: torch sees no CUDA device here ********' >&2; \
+	fi
+
+bench: setup ## the figures of benchmarks/README.md
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+wheel: setup ## build dist/*.whl
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## remove what was made, .venv excepted
+	rm -rf .demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
