@@ -45,6 +45,8 @@ class Bf16Settings(_Settings):
     """Section ``bf16``."""
 
     enabled: bool
+    check_grad_overflow: bool = True
+    """Leave out an update that is not finite, as fp32 training does."""
 
 
 class DataTypeSettings(_Settings):
@@ -92,7 +94,7 @@ def deepspeed_settings(spec: RunSpec, plan: RunPlan) -> DeepSpeedSettings:
         gradient_clipping=spec.optimizer.clip_grad_norm if stage else 0.0,
         zero_optimization=ZeroSettings(
             stage=stage,
-            overlap_comm=engine.overlap_comm and spec.parallel.pipeline == 1,
+            overlap_comm=engine.overlap_comm,
             reduce_bucket_size=engine.bucket_elements,
             allgather_bucket_size=engine.bucket_elements,
             offload_optimizer=_offload(engine.offload_optimizer),

@@ -146,6 +146,24 @@ DEEPSPEED = (
         hint="set sequence to false, or use kind: megatron",
     ),
     Row(
+        code="deepspeed-overlap-pipeline",
+        needs=("engine", "parallel"),
+        path="engine.overlap_comm",
+        when=lambda s: (e := _deepspeed(s)) is not None and e.overlap_comm and s.parallel.pipeline > 1,
+        message="overlap_comm: true does not go with pipeline={s.parallel.pipeline}: DeepSpeed's pipeline engine "
+        "reduces gradients once, after the last micro-batch",
+        hint="set overlap_comm to false, or pipeline to 1",
+    ),
+    Row(
+        code="deepspeed-overlap-zero",
+        needs=("engine", "parallel"),
+        path="engine.overlap_comm",
+        when=lambda s: (e := _deepspeed(s)) is not None and e.overlap_comm and e.zero == 0 and s.parallel.pipeline == 1,
+        message="overlap_comm: true needs zero >= 1, and zero=0: without ZeRO, DeepSpeed reduces after the "
+        "backward pass",
+        hint="set zero to 1, 2 or 3, or overlap_comm to false",
+    ),
+    Row(
         code="deepspeed-offload-optimizer-zero",
         needs=("engine",),
         path="engine.offload_optimizer",
@@ -202,22 +220,6 @@ DEEPSPEED = (
 )
 
 NOT_YET = (
-    Row(
-        code="not-yet-deepspeed",
-        needs=("engine",),
-        path="engine.kind",
-        when=lambda s: s.engine.kind == "deepspeed",
-        message="kind: deepspeed is not available yet in this version",
-        hint="use kind: megatron; distributed_optimizer: true divides optimizer state as ZeRO 1 does",
-    ),
-    Row(
-        code="not-yet-ddp",
-        needs=("engine",),
-        path="engine.kind",
-        when=lambda s: s.engine.kind == "ddp",
-        message="kind: ddp is not available yet in this version",
-        hint="use kind: megatron",
-    ),
     Row(
         code="not-yet-adapters",
         needs=("adapters",),
