@@ -124,9 +124,13 @@ class Checkpointer:
             CheckpointError: The checkpoint is damaged, of another model, or was saved without optimizer state.
         """
         folder = self._ranks.from_first(lambda: newest_complete(self.root))
-        if folder is None:
+        manifest = None
+        if folder is not None:
+            manifest = restore(folder, engine, spec=self._spec, plan=self._plan, ranks=self._ranks, optimizer=True)
+        if self._spec.checkpoint.asynchronous:
+            self._buffers.reserve(self._pieces(engine))
+        if manifest is None:
             return None
-        manifest = restore(folder, engine, spec=self._spec, plan=self._plan, ranks=self._ranks, optimizer=True)
         self.saved_step = manifest.step
         return Position(
             step=manifest.step, samples=manifest.samples, schedule=manifest.schedule, metrics=manifest.metrics
