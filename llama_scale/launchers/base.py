@@ -55,9 +55,6 @@ class Launcher(Protocol):
             spec: Resolved spec.
             plan: Its plan.
             python: Absolute path of the interpreter that runs the workers.
-
-        Raises:
-            SpecError: The spec asks for something that this launcher cannot do.
         """
         ...
 

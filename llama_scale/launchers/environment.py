@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 
 from llama_scale.engines.environment import engine_environment
-from llama_scale.errors import Problem, SpecError
 from llama_scale.spec.run import RunSpec
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-RESERVED = frozenset(
-    {
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "GROUP_RANK",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "OMP_NUM_THREADS",
-        "LLAMA_SCALE_RUN",
-        "LLAMA_SCALE_ATTEMPT",
-        "BASH_ENV",
-        "BASH_SOURCE",
-        "IFS",
-        "PATH",
-        "PYTHONHOME",
-        "PYTHONPATH",
-    }
-)
-"""Variables that the launcher itself decides on, or that would change which program runs."""
 
 
 def worker_environment(spec: RunSpec) -> dict[str, str]:
     """Return the variables of the workers, sorted by name: general ones, the engine's, then the spec's own.
 
-    Raises:
-        SpecError: ``launcher.env`` names a variable that cannot be set.
+    The spec's rules (``spec/launcher_rules.py``) have refused names that a shell could not set.
     """
-    problems = [problem for name, value in spec.launcher.env.items() for problem in _check(name, value)]
-    if problems:
-        raise SpecError(problems)
     values = {
         # Lines reach the log files when they are printed, also when the process is killed afterwards.
         "PYTHONUNBUFFERED": "1",
@@ -60,30 +31,3 @@ def worker_environment(spec: RunSpec) -> dict[str, str]:
 def render_environment(values: Mapping[str, str]) -> str:
     """Return the text of a file of assignments that a POSIX shell reads back exactly."""
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
-
-
-def _check(name: str, value: str) -> list[Problem]:
-    path = ("launcher", "env", name)
-    if not _NAME.fullmatch(name):
-        return [
-            Problem(
-                path=path,
-                message=f"{name!r} is no name of an environment variable",
-                hint="use letters, digits and _, not starting with a digit",
-                code="env-name",
-            )
-        ]
-    if name in RESERVED:
-        hint = (
-            "set launcher.threads_per_process instead"
-            if name == "OMP_NUM_THREADS"
-            else "remove it; export it in the shell that runs llama-scale if it is about finding programs"
-        )
-        return [
-            Problem(
-                path=path, message=f"{name} is set by the launcher and cannot be replaced", hint=hint, code="env-name"
-            )
-        ]
-    if "\x00" in value:
-        return [Problem(path=path, message="the value holds a NUL byte", hint="remove it", code="env-value")]
-    return []

@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from llama_scale.errors import LaunchError, Problem, SpecError
+from llama_scale.engines.files import engine_files
+from llama_scale.errors import LaunchError
 from llama_scale.launchers.base import Bundle, Job
 from llama_scale.launchers.environment import render_environment, worker_environment
 from llama_scale.launchers.processes import end_with_parent
@@ -22,18 +23,6 @@ class LocalLauncher:
 
     def render(self, spec: RunSpec, plan: RunPlan, *, python: str) -> Bundle:
         """Return ``spec.yaml``, ``plan.json``, ``env`` and ``launch.sh``; see ``Launcher.render``."""
-        if spec.cluster.nodes != 1:
-            raise SpecError(
-                [
-                    Problem(
-                        path=("launcher", "kind"),
-                        message=f"the local launcher starts processes on this machine only, and "
-                        f"cluster.nodes={spec.cluster.nodes}",
-                        hint="set cluster.nodes to 1 and cluster.devices_per_node to the number of processes",
-                        code="launcher-nodes",
-                    )
-                ]
-            )
         script = fill(
             "local/launch.sh.j2",
             processes=plan.topology.world_size,
@@ -46,6 +35,7 @@ class LocalLauncher:
             "plan.json": plan.to_json(),
             "env": render_environment(worker_environment(spec)),
             "launch.sh": script,
+            **engine_files(spec, plan),
         }
         return Bundle(files=files)
 

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from llama_scale.checkpoint.manifest import load_manifest, verify_files
-from llama_scale.errors import CheckpointError, LaunchError
+from llama_scale.errors import CheckpointError, DataError, LaunchError
 from llama_scale.spec.model import InlineModel
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.tokenizer import SentencePieceTokenizer, Tokenizer
-
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}
-"""Codes of integer types in an index -> bytes (megatron/core/datasets/indexed_dataset.py, class DType)."""
 
 
 def check_inputs(spec: RunSpec, *, warm_start: bool = True) -> None:
@@ -57,48 +50,17 @@ def _data(spec: RunSpec) -> Iterator[str]:
 
 
 def count_tokens(prefix: str) -> int:
-    """Return the number of tokens in a .bin/.idx pair, from sizes and the index's last entry only.
+    """Return the number of tokens in a .bin/.idx pair after checking that its two files fit each other.
 
     Raises:
-        LaunchError: A file is missing, unreadable, truncated or no index.
+        DataError: A file is missing, unreadable, truncated or no index.
     """
-    index, tokens = Path(prefix + ".idx"), Path(prefix + ".bin")
-    for path in (index, tokens):
-        if not path.is_file():
-            raise LaunchError(
-                f"token file {path} does not exist; data.blend.path is the common prefix of a .bin/.idx pair, which "
-                "`llama-scale data build` writes"
-            )
-        if not os.access(path, os.R_OK):
-            raise LaunchError(f"token file {path} cannot be read: permission denied")
-    with index.open("rb") as file:
-        head = file.read(_HEADER.size)
-        if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-            raise LaunchError(f"{index} is no index of token files; build it with `llama-scale data build`")
-        _, version, code, sequences, bounds = _HEADER.unpack(head)
-        if version != 1 or code not in _ITEM_BYTES:
-            raise LaunchError(
-                f"{index} has version {version} and type code {code}; version 1 and an integer type are needed"
-            )
-        size, expected = index.stat().st_size, _HEADER.size + 12 * sequences + 8 * bounds
-        if size not in (expected, expected + sequences):
-            raise LaunchError(
-                f"{index} has {size} bytes, its header promises {expected}: it is truncated or damaged; copy or "
-                "build it again"
-            )
-        if sequences == 0:
-            return 0
-        file.seek(_HEADER.size + 4 * (sequences - 1))
-        (last_length,) = struct.unpack("<i", file.read(4))
-        file.seek(_HEADER.size + 4 * sequences + 8 * (sequences - 1))
-        (last_start,) = struct.unpack("<q", file.read(8))
-    described = last_start + last_length * _ITEM_BYTES[code]
-    if tokens.stat().st_size != described:
-        raise LaunchError(
-            f"{tokens} has {tokens.stat().st_size} bytes, its index describes {described}: it is truncated, or "
-            "belongs to another index; copy or build both files again"
-        )
-    return int(described) // _ITEM_BYTES[code]
+    from llama_scale.data.reader import TokenFile  # lazy: numpy, which nothing but a real launch needs
+
+    try:
+        return len(TokenFile(prefix).tokens)
+    except OSError as error:
+        raise DataError(f"token file {error.filename or prefix} cannot be read: {error.strerror}") from error
 
 
 def _tokenizer(spec: RunSpec) -> Iterator[str]:

@@ -55,7 +55,16 @@ _REFUSED: Mapping[str, str] = {
 }
 """Sections of the spec that a run keeps for life, and why."""
 
-_LAYOUT = ("parallel", "cluster", "engine", "launcher", "model.vocab_pad_multiple", "model.init_from", "model.name")
+_LAYOUT = (
+    "parallel",
+    "cluster",
+    "batch.accumulation",
+    "engine",
+    "launcher",
+    "model.vocab_pad_multiple",
+    "model.init_from",
+    "model.name",
+)
 """Sections and fields that do not change what is trained; those that move tensors are judged by the manifest."""
 
 

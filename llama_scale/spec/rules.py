@@ -6,12 +6,12 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from llama_scale.errors import Problem
-from llama_scale.spec import compatibility, layout_rules, model_rules, run_rules
+from llama_scale.spec import compatibility, launcher_rules, layout_rules, model_rules, run_rules
 
 if TYPE_CHECKING:
     from llama_scale.spec.run import RunSpec
 
-RULES = (*model_rules.RULES, *layout_rules.RULES, *run_rules.RULES, *compatibility.RULES)
+RULES = (*model_rules.RULES, *layout_rules.RULES, *run_rules.RULES, *launcher_rules.RULES, *compatibility.RULES)
 """All rules, in the order in which their problems are listed."""
 
 

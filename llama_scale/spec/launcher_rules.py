@@ -1,0 +1,68 @@
+"""Rules about how processes are started: what a launcher can do, and which environment variables a spec may set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llama_scale.errors import Problem
+from llama_scale.spec.rule import Rule, problem
+
+if TYPE_CHECKING:
+    from llama_scale.spec.run import RunSpec
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_RESERVED = frozenset(
+    [
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "OMP_NUM_THREADS",
+        "LLAMA_SCALE_RUN",
+        "LLAMA_SCALE_ATTEMPT",
+        "BASH_ENV",
+        "BASH_SOURCE",
+        "IFS",
+        "PATH",
+        "PYTHONHOME",
+        "PYTHONPATH",
+    ]
+)
+"""Variables that the launcher decides on itself, or that would change which program runs."""
+
+
+def _nodes(spec: RunSpec) -> Iterator[Problem]:
+    if spec.launcher.kind == "local" and spec.cluster.nodes != 1:
+        yield problem(
+            "launcher.kind",
+            f"the local launcher starts processes on this machine only, and cluster.nodes={spec.cluster.nodes}",
+            hint="set cluster.nodes to 1 and cluster.devices_per_node to the number of processes",
+            code="launcher-nodes",
+        )
+
+
+def _environment(spec: RunSpec) -> Iterator[Problem]:
+    for name, value in spec.launcher.env.items():
+        path = ("launcher", "env", name)
+        if not _NAME.fullmatch(name):
+            message = f"{name!r} is no name of an environment variable"
+            hint = "use letters, digits and _, not starting with a digit"
+        elif name == "OMP_NUM_THREADS":
+            message, hint = f"{name} is set by the launcher", "set launcher.threads_per_process instead"
+        elif name in _RESERVED:
+            message = f"{name} is set by the launcher or decides which program runs"
+            hint = "remove it; export it in the shell that runs llama-scale if it is about finding programs"
+        elif "\x00" in value:
+            message, hint = "the value holds a NUL byte, which an environment variable cannot", "remove it"
+        else:
+            continue
+        yield Problem(path=path, message=message, hint=hint, code="launcher-env")
+
+
+RULES = (Rule(("launcher", "cluster"), _nodes), Rule(("launcher",), _environment))
+"""All rules of this file."""
