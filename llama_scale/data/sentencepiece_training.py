@@ -79,7 +79,7 @@ def train_sentencepiece(
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=True,
-            character_coverage=0.9995,
+            character_coverage=0.99995,
             unk_id=0,
             bos_id=1,
             eos_id=2,
