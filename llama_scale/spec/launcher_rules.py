@@ -14,24 +14,11 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = frozenset(
-    [
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "GROUP_RANK",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "OMP_NUM_THREADS",
-        "LLAMA_SCALE_RUN",
-        "LLAMA_SCALE_ATTEMPT",
-        "BASH_ENV",
-        "BASH_SOURCE",
-        "IFS",
-        "PATH",
-        "PYTHONHOME",
-        "PYTHONPATH",
-    ]
+    {
+        *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+        *("OMP_NUM_THREADS", "LLAMA_SCALE_RUN", "LLAMA_SCALE_ATTEMPT"),
+        *("BASH_ENV", "BASH_SOURCE", "IFS", "PATH", "PYTHONHOME", "PYTHONPATH"),
+    }
 )
 """Variables that the launcher decides on itself, or that would change which program runs."""
 

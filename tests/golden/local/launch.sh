@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Starts the 4 processes of a llama-scale run on this machine.
+# usage: bash launch.sh RUN_DIR
+#
+# RUN_DIR is a run folder made by `llama-scale launch`, or a new folder: this bundle's spec and plan are then copied
+# into it. The agent imports everything once and forks one process a rank. It ends with 0, with 75 when it was asked
+# to stop and has saved a checkpoint, or with another number when a rank failed.
+set -euo pipefail
+
+if [[ $# -ne 1 || -z $1 ]]; then
+  echo "usage: bash launch.sh RUN_DIR" >&2
+  exit 2
+fi
+run=$1
+here=${BASH_SOURCE[0]}
+[[ $here == */* ]] || here=./$here
+here=${here%/*}
+
+for file in spec.yaml plan.json; do
+  if [[ ! -e $run/$file ]]; then
+    mkdir -p -- "$run"
+    cp -- "$here/$file" "$run/$file"
+  elif ! cmp -s -- "$here/$file" "$run/$file"; then
+    printf 'launch.sh: %s is not the one of this bundle; use the bundle in the run folder, or a new folder\n' \
+      "$run/$file" >&2
+    exit 5
+  fi
+done
+
+# Set on some machines: without .pyc files every process would compile everything it imports.
+unset PYTHONDONTWRITEBYTECODE
+set -a
+. "$here/env"
+OMP_NUM_THREADS=1
+set +a
+
+# -P: a file called random.py in the folder that llama-scale was called from must not be imported.
+exec /opt/python/bin/python3 -P -m llama_scale.train.agent --run "$run" \
+  --nproc-per-node 4 --stop-grace-s 30
