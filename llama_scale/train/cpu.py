@@ -24,6 +24,8 @@ def adapt() -> None:
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu
     torch.cuda.synchronize = lambda device=None: None
+    # Megatron-Core 0.19 looks at the current stream before each reduction, and waits for nothing on it.
+    torch.cuda.current_stream = lambda device=None: _NoStream()
     torch.cuda.manual_seed = torch.manual_seed
     torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
     torch.cuda.set_rng_state = lambda new_state, device="cuda": torch.set_rng_state(new_state)
@@ -32,6 +34,16 @@ def adapt() -> None:
     # The schedules create one counter a step on "cuda"; a stand-in for the module is cheaper than a function mode
     # around forward and backward.
     schedules.torch = _TorchOnCpu()
+
+
+class _NoStream:
+    """Stand for a CUDA stream where all work is done when a call returns."""
+
+    def wait_event(self, event: Any) -> None:
+        """Return at once."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """Return at once."""
 
 
 class _TorchOnCpu:

@@ -36,13 +36,15 @@ class LlamaMLP(MLP):
     linear_classes: tuple[type, type]
     """Classes of the column- and the row-parallel layer; `layers.block_spec` sets them in a subclass."""
 
-    def __init__(self, config: TransformerConfig, tp_group: Any | None = None) -> None:
+    def __init__(self, config: TransformerConfig, **context: Any) -> None:
+        # TransformerLayer passes nothing in Megatron-Core 0.16, the process groups and a name in later versions.
+        groups = context.get("pg_collection")
         column, row = self.linear_classes
         super().__init__(
             config,
             MLPSubmodules(linear_fc1=column, linear_fc2=row),
             ffn_hidden_size=config.ffn_hidden_size,
-            tp_group=tp_group,
+            tp_group=None if groups is None else groups.tp,
         )
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

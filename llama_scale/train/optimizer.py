@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from llama_scale.train import cpu
-from llama_scale.train.versions import OptimizerConfig, get_megatron_optimizer, use_torch_adamw
+from llama_scale.train.versions import OptimizerConfig, get_megatron_optimizer, grads_for_norm, use_torch_adamw
 
 if TYPE_CHECKING:
     from llama_scale.spec.optimizer import AdamW
@@ -124,7 +124,7 @@ def squared_norm(optimizer: Any) -> torch.Tensor:
     ``optimizer.prepare_grads`` has been called.
     """
     (single,) = optimizer.chained_optimizers
-    grads = single.get_main_grads_for_grad_norm()
+    grads = grads_for_norm(single)
     if not grads:
         return torch.zeros((), dtype=torch.float64)
     return torch.stack(torch._foreach_norm(grads)).double().square().sum()

@@ -10,12 +10,15 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
+
+import torch
 
 _KNOWN_WARNINGS = (
     (DeprecationWarning, r"`torch\.jit\.script"),
     (FutureWarning, r"`torch\.jit\.script"),
     (UserWarning, r"(Transformer Engine and )?Apex (is|are) not installed"),
-    (UserWarning, r"Transformer Engine and Apex are not installed"),
+    (UserWarning, r"MimoModelConfig is experimental"),
     (DeprecationWarning, r"The following imports from `dynamic_context\.py`"),
     (DeprecationWarning, r"\s*The 'megatron\.core\.transformer\.custom_layers\.transformer_engine'"),
 )
@@ -66,6 +69,7 @@ __all__ = [
     "get_bias_dropout_add",
     "get_forward_backward_func",
     "get_megatron_optimizer",
+    "grads_for_norm",
     "mcore_random",
     "parallel_state",
     "schedules",
@@ -86,3 +90,16 @@ def use_torch_adamw() -> Iterator[None]:
         yield
     finally:
         mcore_optimizer.USING_PYTORCH_OPTIMIZER = before
+
+
+def grads_for_norm(optimizer: Any) -> list[torch.Tensor]:
+    """Return the gradients that count in the norm on this rank: replicas and tied copies once.
+
+    Args:
+        optimizer: One Megatron-Core optimizer, not a chain; the method's name changed after 0.16.
+    """
+    name = (
+        "get_grads_for_grad_norm" if hasattr(optimizer, "get_grads_for_grad_norm") else "get_main_grads_for_grad_norm"
+    )
+    grads: list[torch.Tensor] = getattr(optimizer, name)()
+    return grads
