@@ -22,9 +22,9 @@ def render(proof: Proof) -> str:
     title = f"tensor={layout['tensor']} x pipeline={layout['pipeline']}"
     title += f" x virtual={layout['virtual']}" if layout["virtual"] > 1 else ""
     table = Table(title=f"sharded model ({title}) against transformers", title_justify="left")
-    table.add_column("prompt", max_width=26, no_wrap=True)
-    for name in ("tokens", "max diff", "relative", "argmax", "greedy", ""):
-        table.add_column(name, justify="right")
+    table.add_column("prompt", width=19, no_wrap=True)
+    for name, width in (("tokens", 6), ("max diff", 8), ("relative", 8), ("argmax", 6), ("greedy", 7), ("", 4)):
+        table.add_column(name, justify="right", no_wrap=True, width=width)
     for row in proof.comparisons:
         greedy = "-" if row.generated is None else f"{row.generated_equal}/{row.generated}"
         table.add_row(

@@ -99,7 +99,7 @@ def verify(
             tensors=len(hf_tensors(reader.manifest.shape)),
             differing=tuple(differing),
             comparisons=tuple(
-                _compare(name, tokens, expected=expected, found=found, generate=generate)
+                compare(name, tokens, expected=expected, found=found, generate=generate)
                 for name, tokens in prompts.items()
             ),
         )
@@ -214,7 +214,7 @@ def _same_bits(one: torch.Tensor, two: torch.Tensor, *, round_to: torch.dtype | 
     return bool(torch.equal(first, second))
 
 
-def _compare(
+def compare(
     name: str,
     tokens: torch.Tensor,
     *,
@@ -222,6 +222,15 @@ def _compare(
     found: Results,
     generate: int,
 ) -> Comparison:
+    """Compare what the two models gave for one prompt.
+
+    Args:
+        name: The prompt.
+        tokens: Its ids, ``[1, seq]``.
+        expected: Results of transformers' model.
+        found: Results of the sharded model.
+        generate: Greedy tokens that were asked for.
+    """
     wanted, got = expected[f"logits/{name}"], found[f"logits/{name}"]
     diff, scale = (wanted - got).abs().max().item(), wanted.abs().max().item()
     length = equal = None
