@@ -64,7 +64,7 @@ def initialize(topology: Topology, *, device: str, timeout_s: float, virtual_sta
         tensor_model_parallel_size=topology.tp_size,
         pipeline_model_parallel_size=topology.pp_size,
         virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,
-        distributed_timeout_minutes=max(1, round(timeout_s / 60)),
+        distributed_timeout_minutes=timeout_s / 60,  # goes into timedelta(minutes=), so a fraction is exact
     )
     return topology.coordinates(dist.get_rank())
 

@@ -53,7 +53,7 @@ def test_agent_trains_to_the_end_then_resumes_with_more_steps(tmp_path: Path) ->
     assert metrics(run) == lines
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_signal_saves_exits_75_and_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     run = make_run(tmp_path, *FOREVER)
     with agent(run) as process:
@@ -96,6 +96,17 @@ def test_stop_file_stops_and_a_later_attempt_goes_on(tmp_path: Path) -> None:
     assert steps == list(range(1, steps[-1] + 1))
     assert metrics(run)[last]["loss"] > 1.0
     assert f"resumed after step {last}" in (run / "logs" / "rank-00000.log").read_text()
+
+
+def test_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, *FOREVER)
+    with agent(run) as process:
+        wait_for_step(run)
+        os.kill(rank_processes(process.pid)[3], signal.SIGUSR1)
+        code, output = finish(process)
+    assert code == 75, output
+    (folder,) = (run / "checkpoints").iterdir()
+    assert int(folder.name.removeprefix("step-")) == metrics(run)[-1]["step"]
 
 
 def test_killed_rank_is_named_and_its_victims_apart(tmp_path: Path) -> None:
@@ -242,3 +253,38 @@ def test_two_agents_share_a_run(tmp_path: Path) -> None:
         assert finish(two) == (0, "llama-scale agent: ok: done\n")
     assert len(metrics(run)) == 4
     assert (run / "attempts" / "000" / "verdict-node-00001.json").is_file()
+
+
+def test_rank_that_hangs_is_suspected_when_its_peers_time_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path, *FOREVER, "train.timeout_s=5")
+    with agent(run) as process:
+        wait_for_step(run)
+        os.kill(rank_processes(process.pid)[1], signal.SIGSTOP)
+        code, output = finish(process, timeout_s=60.0)
+        assert code == 5, output
+        assert session_members(process.pid) == []
+    found = verdict(run)
+    assert found["first_failure"]["rank"] == 1, found
+    assert "did not answer (rank" in found["first_failure"]["error"]
+    assert found["victims"] == [0, 2, 3]
+
+
+def test_rank_that_does_not_leave_after_a_stop_is_killed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, *FOREVER)
+    with agent(run, "--stop-grace-s", "2") as process:
+        wait_for_step(run)
+        os.kill(rank_processes(process.pid)[3], signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        code, output = finish(process, timeout_s=30.0)
+        assert code == 5, output
+        assert session_members(process.pid) == []
+    assert "did not save and leave in time after a stop signal" in verdict(run)["message"]
+
+
+def test_agent_that_does_not_fit_the_plan_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with agent(run, "--nproc-per-node", "3") as process:
+        code, output = finish(process)
+    assert code == 5
+    assert "--nnodes 1 x --nproc-per-node 3 are 3 processes, but the plan is for 4" in output
+    assert verdict(run)["first_failure"]["rank"] is None
