@@ -31,6 +31,8 @@ class LazyGroup(TyperGroup):
             return TyperCommand(name=cmd_name, help=COMMANDS[cmd_name])
         module = importlib.import_module(f"llama_scale.cli.{cmd_name}")
         command = typer.main.get_command(module.app)
+        # Typer gives each app the options to install completion; one place, the root, is enough.
+        command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
         command.name = cmd_name
         return command
 
