@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -190,6 +191,6 @@ def conclude(view: RunView) -> int:
     say(f"{view.state}: {status.message}{checkpoint}")
     say(f"run folder: {run.path}")
     if view.state in ("stopped", "preempted"):
-        say(f"go on with: llama-scale resume {run.path}")
+        say(f"go on with: llama-scale resume {shlex.quote(str(run.path))}")
         return PREEMPTED_EXIT
     return 0

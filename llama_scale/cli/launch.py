@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -73,4 +74,4 @@ def _show(bundle: Bundle, out: Path | None) -> None:
         write_files(out, bundle.files)
     except OSError as error:
         raise LaunchError(f"cannot write the bundle into {out}: {error.strerror}") from error
-    say(f"bundle {bundle.digest[:12]} written: {out}; run it with: bash {out}/launch.sh RUN_DIR")
+    say(f"bundle {bundle.digest[:12]} written: {out}; run it with: bash {shlex.quote(str(out))}/launch.sh RUN_DIR")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 from llama_scale.cli.follow import conclude, follow
@@ -55,6 +56,6 @@ def begin(run: RunFolder, *, spec: RunSpec, plan: RunPlan, detach: bool, lock: R
         time.sleep(0.05)
     if view.state == GONE or view.state in ENDED:
         return conclude(view)
-    say(f"detached; follow it with: llama-scale logs {run.path} -f")
+    say(f"detached; follow it with: llama-scale logs {shlex.quote(str(run.path))} -f")
     emit(str(run.path))
     return 0

@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "supervisor.lock"
 
     @property
+    def agent_lock(self) -> Path:
+        """File that ``launch.sh`` locks; the lock lasts while the agent or one of its ranks lives."""
+        return self.path / "agent.lock"
+
+    @property
     def stop(self) -> Path:
         """Request file: while it exists, the run saves a checkpoint and ends."""
         return self.path / "stop"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -134,7 +135,7 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves_no_process(spec: Path, runs: Path)
 
     assert code == 75, err
     assert "stopping: the run finishes its step and saves a checkpoint ..." in err
-    assert f"go on with: llama-scale resume {run.path}" in err
+    assert f"go on with: llama-scale resume {shlex.quote(str(run.path))}" in err
     _assert_saved_and_gone(run)
 
 

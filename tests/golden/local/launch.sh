@@ -27,6 +27,13 @@ for file in spec.yaml plan.json; do
   fi
 done
 
+# Held by the agent and its ranks through the open file, for as long as one of them lives.
+exec 9>>"$run/agent.lock"
+if ! flock -n 9; then
+  printf 'launch.sh: %s is in use by another launch; one run folder has one at a time\n' "$run" >&2
+  exit 5
+fi
+
 # Set on some machines: without .pyc files every process would compile everything it imports.
 unset PYTHONDONTWRITEBYTECODE
 set -a

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ from llama_scale.errors import SpecError
 from llama_scale.launchers.base import Bundle
 from llama_scale.launchers.environment import render_environment
 from llama_scale.launchers.local import LocalLauncher
+from llama_scale.launchers.processes import is_alive
 from llama_scale.launchers.template import fill
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.spec.load import load_spec
-from tests.live_runs import environment, write_spec
+from tests.live_runs import environment, wait_for, write_spec
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "local"
 _HOSTILE = 'it\'s "$(touch pwned)" `touch pwned` \\ $HOME\n\u00fc; touch pwned #'
@@ -149,3 +151,27 @@ def test_script_refuses_a_folder_of_another_run(tmp_path: Path) -> None:
     assert done.returncode == 5
     assert f"{run}/spec.yaml is not the one of this bundle" in done.stderr
     assert (usage.returncode, usage.stderr) == (2, "usage: bash launch.sh RUN_DIR\n")
+
+
+def test_second_launch_into_a_folder_is_refused_while_a_process_of_the_first_lives(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nsleep 300 &\necho $!\n", encoding="utf-8")  # leaves a process behind, as a rank
+    python.chmod(0o755)
+    for name, text in _render(tmp_path / "spec", python=str(python)).files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    call = ["bash", str(tmp_path / "launch.sh"), str(tmp_path / "run")]
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run(call, stdout=out, check=True)
+    left = int((tmp_path / "out").read_text())
+
+    try:
+        second = subprocess.run(call, capture_output=True, text=True)
+    finally:
+        os.kill(left, signal.SIGKILL)
+
+    assert second.returncode == 5
+    assert second.stderr == f"launch.sh: {tmp_path}/run is in use by another launch; one run folder has one at a time\n"
+    wait_for(lambda: not is_alive(left))
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run(call, stdout=out, check=True)
+    os.kill(int((tmp_path / "out").read_text()), signal.SIGKILL)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from llama_scale.errors import LaunchError
+from llama_scale.runs.preflight import check_inputs
+from llama_scale.spec.load import load_spec
+from llama_scale.spec.run import RunSpec
+from tests.live_runs import write_spec
+
+
+def _spec(folder: Path, *overrides: str) -> RunSpec:
+    return load_spec(write_spec(folder), overrides=overrides)
+
+
+def _tokenizer(folder: Path, size: int) -> Path:
+    import tokenizers
+    from tokenizers.models import WordLevel
+
+    folder.mkdir()
+    words = {"[UNK]": 0} | {f"w{n}": n for n in range(1, size)}
+    tokenizers.Tokenizer(WordLevel(words, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_good_inputs_pass(tmp_path: Path) -> None:
+    path = _tokenizer(tmp_path / "tokenizer", 101)
+    check_inputs(_spec(tmp_path, f"tokenizer={{kind: hf, path: {path}}}"))
+
+
+def test_missing_token_file_is_named(tmp_path: Path) -> None:
+    spec = _spec(tmp_path)
+    (tmp_path / "tokens.bin").unlink()
+    with pytest.raises(LaunchError, match=rf"{tmp_path}/tokens.bin is missing") as caught:
+        check_inputs(spec)
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "tokens.idx"])
+def test_truncated_token_file_is_named(tmp_path: Path, name: str) -> None:
+    spec = _spec(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(LaunchError, match=rf"{path} has \d+ bytes, but its (index|header)"):
+        check_inputs(spec)
+
+
+def test_too_few_tokens_for_one_sample(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"tokens.bin holds 2400 tokens, and one sample of data.seq_length=2400"):
+        check_inputs(_spec(tmp_path, "data.seq_length=2400", "model.max_position_embeddings=4096"))
+
+
+def test_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
+    path = _tokenizer(tmp_path / "tokenizer", 102)
+    with pytest.raises(
+        LaunchError, match=rf"tokenizer {path} has 102 tokens, and the model knows model.vocab_size=101"
+    ):
+        check_inputs(_spec(tmp_path, f"tokenizer={{kind: hf, path: {path}}}"))
+
+
+def test_tokenizers_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    with pytest.raises(LaunchError, match=r"holds no tokenizer.json; name a Hugging Face tokenizer folder"):
+        check_inputs(_spec(tmp_path, f"tokenizer={{kind: hf, path: {tmp_path}/t}}"))
+    (tmp_path / "t" / "tokenizer.json").write_text("{")
+    with pytest.raises(LaunchError, match=r"tokenizer.json is no tokenizer, or is damaged"):
+        check_inputs(_spec(tmp_path, f"tokenizer={{kind: hf, path: {tmp_path}/t}}"))
+    with pytest.raises(LaunchError, match=r"x.model does not exist; `llama-scale tokenizer train` writes one"):
+        check_inputs(_spec(tmp_path, f"tokenizer={{kind: sentencepiece, path: {tmp_path}/x.model}}"))
+    (tmp_path / "x.model").write_bytes(b"no protobuf")
+    with pytest.raises(LaunchError, match=r"x.model is no SentencePiece model, or is damaged"):
+        check_inputs(_spec(tmp_path, f"tokenizer={{kind: sentencepiece, path: {tmp_path}/x.model}}"))
+
+
+def test_warm_start_needs_a_complete_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001").mkdir()
+    spec = _spec(tmp_path, f"model.init_from={tmp_path}/step-00000001")
+    with pytest.raises(LaunchError, match=r"model.init_from: .* is no complete checkpoint: it has no manifest.json"):
+        check_inputs(spec)
+    check_inputs(spec, warm_start=False)
+
+
+def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
+    spec = _spec(tmp_path, f"model.init_from={tmp_path}/none", f"tokenizer={{kind: hf, path: {tmp_path}/none}}")
+    (tmp_path / "tokens.idx").unlink()
+    with pytest.raises(LaunchError) as caught:
+        check_inputs(spec)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "tiny cannot start:"
+    assert len(lines) == 4
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
+    with pytest.raises(LaunchError, match=r"the workers need torch, not installed here: pip install"):
+        check_inputs(_spec(tmp_path))
