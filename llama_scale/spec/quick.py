@@ -75,7 +75,10 @@ def _resolve_model(model: View) -> tuple[View, list[Any]]:
     if model.kind != "preset":
         raise _Unsure  # a folder has to be read
     changes = {key: getattr(model, key) for key in PRESET_CHANGES if getattr(model, key) is not None}
-    return View(kind="inline", name=model.name, **{**PRESETS[model.name].numbers(), **changes}), []
+    numbers = {**PRESETS[model.name].numbers(), **changes}
+    if numbers["rope_scaling"]:
+        numbers["rope_scaling"] = View(**numbers["rope_scaling"])
+    return View(kind="inline", name=model.name, **numbers), []
 
 
 class _Form:

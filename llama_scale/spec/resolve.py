@@ -92,10 +92,10 @@ def _from_hf(model: HfModel) -> tuple[InlineModel | None, list[Problem]]:
         return None, [
             Problem(path=("model", "path"), message=fault, hint=hint, code="hf-config") for fault in error.faults
         ]
-    return _inline(config.shape, model, name=_name_of(model.path), init_std=config.init_std), []
+    return _inline(config.shape, model, name=name_of(model.path), init_std=config.init_std), []
 
 
-def _name_of(path: str) -> str:
+def name_of(path: str) -> str:
     """Make a name of the folder's: characters that a name cannot hold become ``-``."""
     last = path.rstrip("/").rpartition("/")[2]
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in last)[:64].lstrip("._-")

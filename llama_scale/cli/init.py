@@ -1,0 +1,132 @@
+"""``llama-scale init``: write a commented spec that validates and fits the site's devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_scale.cli.output import emit, say
+from llama_scale.cli.spec_text import Choice, choose_layout, render_spec
+from llama_scale.errors import Problem, SpecError
+from llama_scale.spec.fields import kinds_of, models_of
+from llama_scale.spec.hf_config import HfConfigError, read_hf_config
+from llama_scale.spec.launcher import Launcher
+from llama_scale.spec.load import check_text
+from llama_scale.spec.model import ModelShape
+from llama_scale.spec.nearby import suggest
+from llama_scale.spec.presets import PRESETS
+from llama_scale.spec.profile_names import profile_names
+from llama_scale.spec.profiles import load_profile
+from llama_scale.spec.resolve import name_of
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def init(
+    *,
+    model: Annotated[str, typer.Option(help="A preset (see --list-models) or a Hugging Face folder.")] = "smollm2-135m",
+    profile: Annotated[str, typer.Option(help="Cluster profile: laptop, dgx-h100, ...")] = "laptop",
+    launcher: Annotated[str, typer.Option(help="How processes are started.")] = "local",
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Hosts; default 1, or with a launcher for several hosts the fewest on which the model fits."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    list_models: Annotated[bool, typer.Option("--list-models", help="List the presets and exit.")] = False,
+) -> None:
+    """Write a commented spec for a model, a cluster profile and a launcher; it validates as it is.
+
+    Exit status 2: an unknown model, profile or launcher; 3: a folder that is no LLaMA's, or a file that exists.
+    """
+    if list_models:
+        emit(_models_table())
+        return
+    _known("--profile", profile, profile_names())
+    _known("--launcher", launcher, [kind for form in models_of(Launcher) for kind in kinds_of(form)])
+    name, model_lines, tokenizer_lines, shape = _model(model)
+    choice = Choice(
+        name=f"{name}-{profile}"[:64],
+        command=_command(model, profile=profile, launcher=launcher, nodes=nodes),
+        model=model_lines,
+        tokenizer=tokenizer_lines,
+        shape=shape,
+        profile_name=profile,
+        profile=load_profile(profile),
+        launcher=launcher,
+    )
+    choice, fits = choose_layout(choice, nodes=nodes)
+    text = render_spec(choice)
+    loaded = check_text(text, name=str(output or "spec"), folder=str(Path.cwd()))
+    if loaded.spec is None:
+        raise SpecError(loaded.problems)
+    if not fits:
+        say(f"warning: {model} does not fit {choice.nodes} x {choice.profile.title}; see `llama-scale plan`")
+    _write(text, output, force=force)
+
+
+def _known(option: str, value: str, choices: tuple[str, ...] | list[str]) -> None:
+    if value not in choices:
+        raise typer.BadParameter(f"{value!r} is not known; {suggest(value, choices)}", param_hint=option)
+
+
+def _models_table() -> str:
+    rows = [
+        (name, f"{preset.parameters / 1e9:.2f}B", preset.title, f"huggingface.co/{preset.repository}")
+        for name, preset in PRESETS.items()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"{name:{widths[0]}}  {size:>{widths[1]}}  {title:{widths[2]}}  {source}" for name, size, title, source in rows
+    )
+
+
+def _model(model: str) -> tuple[str, str, str, ModelShape]:
+    """Return name, ``model`` lines, ``tokenizer`` lines and shape of a preset or a folder."""
+    example = "\n# tokenizer:\n#   kind: hf\n#   path: path/to/the/tokenizer/folder\n"
+    if model in PRESETS:
+        return model, f"  kind: preset\n  name: {model}", example, PRESETS[model].shape
+    folder = Path(model)
+    if not folder.exists() and os.sep not in model:
+        hint = suggest(model, list(PRESETS))
+        raise typer.BadParameter(
+            f"{model!r} is neither a preset nor a folder; {hint} (--list-models)", param_hint="--model"
+        )
+    try:
+        shape = read_hf_config(folder).shape
+    except HfConfigError as error:
+        raise SpecError(
+            [Problem(path=(), message=fault, file=model, code="hf-config") for fault in error.faults]
+        ) from error
+    path = json.dumps(str(folder.absolute()))
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    tokenizer = f"\ntokenizer:\n  kind: hf\n  path: {path}\n" if has_tokenizer else example
+    return name_of(str(folder.absolute())), f"  kind: hf\n  path: {path}", tokenizer, shape
+
+
+def _command(model: str, *, profile: str, launcher: str, nodes: int | None) -> str:
+    words = ["llama-scale", "init", "--model", model, "--profile", profile, "--launcher", launcher]
+    line = shlex.join([*words, *(["--nodes", str(nodes)] if nodes else [])])
+    return line.encode("unicode_escape").decode("ascii")
+
+
+def _write(text: str, output: Path | None, *, force: bool) -> None:
+    if output is None:
+        emit(text)
+        return
+    try:
+        with output.open("w" if force else "x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError as error:
+        raise SpecError(f"{output} exists already and is not overwritten; give --force or another --output") from error
+    except OSError as error:
+        raise SpecError(f"{output} cannot be written: {error.strerror}") from error
+    say(f"wrote {output}")

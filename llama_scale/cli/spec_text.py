@@ -1,0 +1,191 @@
+"""The commented spec that ``init`` writes, and the choice of a layout that fits the devices' memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from llama_scale.plan.run_plan import make_plan
+from llama_scale.spec.load import check_text
+from llama_scale.spec.model import ModelShape
+from llama_scale.spec.profiles import Profile
+
+MEMORY_SHARE = 0.9
+"""Share of a device's memory that a plan may fill: the rest is for the CUDA context, NCCL and fragments."""
+MAX_NODES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What ``init`` decides on.
+
+    Args:
+        name: Name of the run.
+        command: The command line that wrote the spec.
+        model: Lines of the section ``model``.
+        tokenizer: Lines of the section ``tokenizer``.
+        shape: The model's numbers.
+        profile_name: The cluster profile.
+        profile: Its figures.
+        launcher: Kind of the launcher.
+        nodes: Hosts.
+        tensor: Tensor parallel degree.
+        pipeline: Pipeline stages.
+        recompute: Kind of recomputation.
+    """
+
+    name: str
+    command: str
+    model: str
+    tokenizer: str
+    shape: ModelShape
+    profile_name: str
+    profile: Profile
+    launcher: str
+    nodes: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    recompute: str = "none"
+
+    @property
+    def data(self) -> int:
+        """Data parallel replicas."""
+        return self.nodes * self.profile.devices_per_node // (self.tensor * self.pipeline)
+
+
+def choose_layout(choice: Choice, *, nodes: int | None) -> tuple[Choice, bool]:
+    """Return the choice with the smallest model parallel layout that fits, and whether it does fit.
+
+    Args:
+        choice: Everything but the layout.
+        nodes: Hosts; None takes the smallest power of two on which the model fits (1 for this machine's own launcher).
+    """
+    widest = choice
+    counts = [nodes] if nodes else _powers_of_two(1 if choice.launcher == "local" else MAX_NODES)
+    for count in counts:
+        for candidate in _layouts(replace(choice, nodes=count)):
+            if _fits(candidate):
+                return candidate, True
+            widest = candidate
+    return widest, False
+
+
+def _powers_of_two(limit: int) -> list[int]:
+    return [2**exponent for exponent in range(limit.bit_length()) if 2**exponent <= limit]
+
+
+def _layouts(choice: Choice) -> Iterator[Choice]:
+    """Yield layouts from the least to the most division; tensor parallelism stays inside a host."""
+    shape, devices = choice.shape, choice.profile.devices_per_node
+    world = choice.nodes * devices
+    sizes = (shape.num_heads, shape.num_kv_heads, shape.ffn_hidden_size)
+    tensors = [t for t in _powers_of_two(devices) if all(size % t == 0 for size in sizes)]
+    pairs = [
+        (tensor, pipeline)
+        for tensor in tensors
+        for pipeline in _powers_of_two(min(64, shape.num_layers))
+        if world % (tensor * pipeline) == 0
+    ]
+    for recompute in ("none", "selective", "full"):
+        for tensor, pipeline in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair[1])):
+            yield replace(choice, tensor=tensor, pipeline=pipeline, recompute=recompute)
+
+
+def _fits(choice: Choice) -> bool:
+    loaded = check_text(render_spec(choice), name="spec", folder="/")
+    if loaded.spec is None:
+        return False
+    limit = choice.profile.memory_gb * 1e9 * MEMORY_SHARE
+    return max(stage.total for stage in make_plan(loaded.spec).memory) <= limit
+
+
+def render_spec(choice: Choice) -> str:
+    """Return the spec's text."""
+    cuda = choice.profile.device == "cuda"
+    accumulation = 4 * choice.pipeline if choice.pipeline > 1 else (4 if cuda else 2)
+    seq_length = min(4096 if cuda else 512, choice.shape.max_position_embeddings)
+    recompute = f"{{kind: {choice.recompute}}}"
+    return f"""\
+# Written by: {choice.command}
+# Next:  llama-scale validate FILE, llama-scale plan FILE, llama-scale launch FILE
+version: 1
+name: {choice.name}
+
+# {_describe(choice.shape)}
+model:
+{choice.model}
+{choice.tokenizer}
+data:
+  kind: indexed
+  seq_length: {seq_length}
+  blend:
+    # Prefix of a .bin/.idx pair, from this file's folder: `llama-scale data build` writes one.
+    - path: data/train
+
+train:
+  steps: 1000             # or tokens: 1e9
+
+# global = micro x accumulation x data; any two are enough.
+batch:
+  micro: 1
+  accumulation: {accumulation}
+
+# data x tensor x pipeline = nodes x devices_per_node.
+parallel:
+  data: {choice.data}
+  tensor: {choice.tensor}
+  pipeline: {choice.pipeline}
+  sequence: {"true" if choice.tensor > 1 else "false"}{_stage_layers(choice)}
+
+engine:
+  kind: megatron
+  distributed_optimizer: true
+  overlap_grad_reduce: {"true" if cuda and choice.data > 1 else "false"}
+
+optimizer:
+  lr: 3e-4
+schedule:
+  kind: cosine
+  warmup_steps: 100
+precision:
+  compute: {"bf16" if cuda else "fp32"}
+recompute: {recompute}
+
+checkpoint:
+  every_steps: 100
+  keep_last: 2
+validation:
+  every_steps: 100
+
+cluster:
+  profile: {choice.profile_name}     # {choice.profile.title}
+  nodes: {choice.nodes}
+  devices_per_node: {choice.profile.devices_per_node}
+  device: {choice.profile.device}
+launcher:
+  kind: {choice.launcher}
+{_environment(choice.profile)}"""
+
+
+def _describe(shape: ModelShape) -> str:
+    return (
+        f"{shape.num_layers} layers, hidden {shape.hidden_size}, {shape.num_heads} heads, {shape.num_kv_heads} "
+        f"key/value heads, vocabulary {shape.vocab_size}"
+    )
+
+
+def _stage_layers(choice: Choice) -> str:
+    layers, stages = choice.shape.num_layers, choice.pipeline
+    base, extra = divmod(layers, stages)
+    if not extra:
+        return ""
+    return f"\n  stage_layers: {[base + (index < extra) for index in range(stages)]}"
+
+
+def _environment(profile: Profile) -> str:
+    """Write the site's variables into the spec, so that the run does not depend on the profile's later changes."""
+    if not profile.env:
+        return ""
+    lines = [f"    {name}: {json.dumps(value)}" for name, value in profile.env.items()]
+    return "  env:                    # of the profile\n" + "\n".join(lines) + "\n"
