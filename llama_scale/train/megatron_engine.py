@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from llama_scale.spec.run import RunSpec
 
 
+BUCKET_ELEMENTS: int | None = None
+"""Gradients per bucket with ``overlap_grad_reduce``; None: Megatron-Core's own, 40 million or 1 million a replica."""
+
+
 class MegatronEngine:
     """Implements ``train.engine.Engine``.
 
@@ -152,6 +156,7 @@ def _wrap(spec: RunSpec, chunks: Sequence[nn.Module]) -> list[Any]:
         overlap_grad_reduce=engine.overlap_grad_reduce,
         overlap_param_gather=engine.overlap_param_gather,
         use_distributed_optimizer=engine.distributed_optimizer,
+        bucket_size=BUCKET_ELEMENTS,
     )
     with cpu.construction():
         return [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from tests.engines.harness import run_ranks
 from tests.engines.specs import SCALING, Case
-from tests.engines.training import curve
+from tests.engines.training import curve, start, train_steps
 
 LOSS, NORM = 1e-5, 5e-5
 """Relative tolerances, fp32: sums over ranks are rounded in another order."""
@@ -38,9 +39,11 @@ def reference(case: Case) -> list[tuple[float, float]]:
     return _single(key)
 
 
-def check(case: Case, *, loss: float = LOSS, norm: float = NORM) -> None:
+def check(
+    case: Case, *, loss: float = LOSS, norm: float = NORM, train: Callable[[Case], list[tuple[float, float]]] = curve
+) -> None:
     expected = reference(case)
-    curves = run_ranks(case.world_size, curve, case)
+    curves = run_ranks(case.world_size, train, case)
 
     assert all(c == curves[0] for c in curves), "ranks report different numbers"
     for step, ((a, n), (b, m)) in enumerate(zip(curves[0], expected, strict=True)):
@@ -87,6 +90,7 @@ OPTIONS = {
     "full-block": Case(pp=2, recompute={"kind": "full", "method": "block", "layers": 1}),
     "rope-scaling-tp2": Case(tp=2, shape={"rope_scaling": SCALING.model_dump()}),
     "documents-tp2-pp2": Case(tp=2, pp=2, isolate_documents=True),
+    "documents-recomputed": Case(isolate_documents=True, recompute={"kind": "full", "method": "uniform", "layers": 2}),
     "no-clipping-dp2": Case(dp=2, optimizer={"clip_grad_norm": 0.0}),
     "tp4-padding-only-rank": Case(
         tp=4, shape={"num_heads": 8, "num_kv_heads": 4, "vocab_size": 33}, vocab_pad_multiple=16
@@ -103,3 +107,25 @@ def test_bf16_layout_trains_as_one_process() -> None:
     # bf16 has 8 bits: sums in another order differ in the third digit.
     check(Case(tp=2, pp=2, compute="bf16"), loss=2e-3, norm=5e-2)
     check(Case(dp=2, compute="bf16", distributed_optimizer=True), loss=2e-3, norm=5e-2)
+
+
+def curve_in_small_buckets(case: Case) -> list[tuple[float, float]]:
+    from llama_scale.train import megatron_engine
+
+    megatron_engine.BUCKET_ELEMENTS = 3000
+    engine = start(case)
+    assert len(engine._wrapped[0].bucket_groups) > 4
+    return train_steps(engine, case, steps=10)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_overlap_of_many_buckets_trains_as_one_process(tied: bool) -> None:
+    case = Case(
+        dp=2,
+        distributed_optimizer=True,
+        overlap_grad_reduce=True,
+        overlap_param_gather=True,
+        shape={"tie_word_embeddings": tied},
+    )
+
+    check(case, train=curve_in_small_buckets)
