@@ -20,12 +20,12 @@ import torch
 
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError
 from llama_scale.plan.run_plan import RunPlan
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_spec, spec_digest
 from llama_scale.train import distributed, failures, noise, trackers
 from llama_scale.train.checkpointing import Checkpointer, Position
 from llama_scale.train.data import Samples
 from llama_scale.train.engine import Engine, make_engine, module_of
-from llama_scale.train.loop import LoopParts, log_progress, train
+from llama_scale.train.loop import LoopParts, NonFiniteError, log_progress, train
 from llama_scale.train.metrics import MetricsFile, StepRecord
 from llama_scale.train.profile import StepProfiler, parse_steps
 from llama_scale.train.signals import Agreement, StopRequest
@@ -67,7 +67,8 @@ def load_job(run_dir: Path, *, attempt: int, profile: str | None) -> Job:
     """Read a run folder.
 
     Raises:
-        LaunchError: It is no run folder, or ``profile`` is not ``N:M``.
+        LaunchError: It is no run folder, its plan is not its spec's, a tracker's package is missing, or ``profile`` is
+            not ``N:M``.
         SpecError: Its spec is not valid.
     """
     run_dir = run_dir.absolute()
@@ -76,7 +77,13 @@ def load_job(run_dir: Path, *, attempt: int, profile: str | None) -> Job:
             raise LaunchError(f"{run_dir} is no run folder: it has no {name}; `llama-scale launch SPEC` makes one")
     steps = None if profile is None else parse_steps(profile)
     spec = load_spec(str(run_dir / "spec.yaml"))
+    trackers.check_packages(spec.tracking)
     plan = RunPlan.from_json((run_dir / "plan.json").read_text(encoding="utf-8"))
+    if plan.spec_digest != spec_digest(spec):
+        raise LaunchError(
+            f"{run_dir}: plan.json was not made from this spec.yaml; one of them was changed after the launch. Start "
+            "with `llama-scale launch`, or change a run with `llama-scale resume RUN --set key=value`"
+        )
     return Job(run_dir=run_dir, spec=spec, plan=plan, attempt=attempt, profile=steps)
 
 
@@ -132,8 +139,6 @@ def _run(job: Job, *, stop: StopRequest, tee: int | None) -> int:
     )
     rank = int(os.environ.get("RANK", "0"))
     configure_logging(coordinates, rank=rank, tee=tee)
-    if rank == 0:
-        trackers.check_packages(spec.tracking)
     samples = Samples(spec.data, split="train", seed=spec.seed, vocab_size=plan.shape.vocab_size)
     engine = make_engine(spec, plan)
     outcome = _train(job, engine=engine, samples=samples, coordinates=coordinates, stop=stop)
@@ -146,7 +151,12 @@ def _train(job: Job, *, engine: Engine, samples: Samples, coordinates: Coordinat
     spec, plan = job.spec, job.plan
     rank = int(os.environ.get("RANK", "0"))
     checkpointer = Checkpointer(job.run_dir / "checkpoints", spec=spec, plan=plan)
-    position = checkpointer.resume(engine) or Position(step=0, samples=0)
+    position = checkpointer.resume(engine)
+    if position is None:
+        position = Position(step=0, samples=0)
+        if spec.model.init_from is not None:
+            checkpointer.init_from(engine, Path(spec.model.init_from))
+            logger.info("started from the weights of %s", spec.model.init_from)
     if position.step:
         logger.info("resumed after step %d (%d samples)", position.step, position.samples)
     with ExitStack() as stack:
@@ -164,7 +174,11 @@ def _train(job: Job, *, engine: Engine, samples: Samples, coordinates: Coordinat
             flops_per_step=flops_per_step(plan),
             peak_flops=peak_flops(spec, plan),
         )
-        outcome = train(spec, plan, parts, position=position)
+        try:
+            outcome = train(spec, plan, parts, position=position)
+        except NonFiniteError:  # on all ranks alike: a save under way is good and can still end
+            checkpointer.wait()
+            raise
     checkpointer.close()
     if outcome == "preempted":
         logger.info("stopped on request (%s); the checkpoint is saved", stop.reason or "of another rank")
