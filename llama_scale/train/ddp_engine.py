@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llama_scale.train.adamw import fill_state, make_adamw, parameter_groups
-from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, to_device
+from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, count_tokens, to_device
 from llama_scale.train.model import build_chunks
 from llama_scale.train.names import LocalParameter, logical_parameters
 from llama_scale.train.optimizer import HeldParameter
@@ -61,7 +61,7 @@ class DdpEngine:
     def train_step(self, batch: MicroBatches, lr: float) -> StepResult:
         """See ``Engine.train_step``."""
         self._zero_grad()
-        tokens = self._global_tokens(batch)
+        tokens = count_tokens(batch, device=self.device)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         last = len(batch) - 1
         for index, micro in enumerate(batch):
@@ -90,7 +90,7 @@ class DdpEngine:
                 total += chunk(to_device(micro, self.device)).double()
         finally:
             chunk.train()
-        return self._mean(total, self._global_tokens(batch))
+        return self._mean(total, count_tokens(batch, device=self.device))
 
     def model_pieces(self) -> Iterator[LocalPiece]:
         """See ``Engine.model_pieces``."""
@@ -116,11 +116,6 @@ class DdpEngine:
     def _held(self) -> Iterator[HeldParameter]:
         for parameter, main in zip(self._parameters, self._mains, strict=True):
             yield HeldParameter(parameter=parameter, main=main, start=None, state=self._optimizer.state[main])
-
-    def _global_tokens(self, batch: MicroBatches) -> int:
-        count = torch.tensor(sum(int(micro["loss_mask"].sum()) for micro in batch), device=self.device)
-        dist.all_reduce(count)
-        return int(count)
 
     def _mean(self, total: torch.Tensor, tokens: int) -> float:
         dist.all_reduce(total)

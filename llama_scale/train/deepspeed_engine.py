@@ -15,7 +15,7 @@ from llama_scale.train import deepspeed_state as state
 from llama_scale.train.adamw import make_adamw, parameter_groups
 from llama_scale.train.deepspeed_import import deepspeed, initialize, join, quiet
 from llama_scale.train.deepspeed_pipeline import StagePipeline
-from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, to_device
+from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, count_tokens, to_device
 from llama_scale.train.model import build_chunks
 from llama_scale.train.names import LocalParameter, logical_parameters
 from llama_scale.train.optimizer import HeldParameter
@@ -190,9 +190,7 @@ class DeepSpeedEngine:
         return math.sqrt(float(squares)) if torch.isfinite(squares) else math.nan
 
     def _global_tokens(self, batch: MicroBatches) -> int:
-        count = torch.tensor(sum(int(micro["loss_mask"].sum()) for micro in batch), device=self.device)
-        dist.all_reduce(count, group=parallel_state.get_data_parallel_group())
-        return int(count)
+        return count_tokens(batch, device=self.device, group=parallel_state.get_data_parallel_group())
 
     def _mean(self, total: torch.Tensor, count: int) -> float:
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())

@@ -7,11 +7,13 @@ DDP are interchangeable.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from llama_scale.layout.boxes import Box
@@ -150,6 +152,22 @@ class Engine(Protocol):
 def to_device(micro: MicroBatch, device: torch.device) -> MicroBatch:
     """Return a micro-batch on a device."""
     return {key: value.to(device, non_blocking=True) for key, value in micro.items()}  # type: ignore[return-value]
+
+
+def count_tokens(batch: MicroBatches, *, device: torch.device, group: dist.ProcessGroup | None = None) -> int:
+    """Return the unmasked tokens of the global batch; collective over the replicas, before the first forward pass.
+
+    A mask that is not finite counts as none: the loss then is not finite either, and the update is left out.
+
+    Args:
+        batch: This replica's part.
+        device: Where the ranks' tensors are.
+        group: The data parallel ranks; None: all.
+    """
+    count = torch.stack([micro["loss_mask"].sum(dtype=torch.float64) for micro in batch]).sum().to(device)
+    dist.all_reduce(count, group=group)
+    total = float(count)
+    return round(total) if math.isfinite(total) else 0
 
 
 _ENGINES = {
