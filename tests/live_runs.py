@@ -77,7 +77,7 @@ def start_cli(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def run_cli(*arguments: str | Path, timeout_s: float = 120.0, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: str | Path, timeout_s: float = 300.0, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run ``llama-scale`` to its end."""
     with start_cli(*arguments, **options) as process:
         try:
@@ -88,7 +88,7 @@ def run_cli(*arguments: str | Path, timeout_s: float = 120.0, **options: Any) ->
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def wait_for(condition: Callable[[], Any], *, timeout_s: float = 60.0) -> Any:
+def wait_for(condition: Callable[[], Any], *, timeout_s: float = 120.0) -> Any:
     """Return the first true value of ``condition()``.
 
     Raises:

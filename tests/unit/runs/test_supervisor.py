@@ -29,7 +29,7 @@ def _status(run: RunFolder) -> Status:
     return status
 
 
-def _finish(process: subprocess.Popen[bytes], run: RunFolder, timeout_s: float = 30.0) -> Status:
+def _finish(process: subprocess.Popen[bytes], run: RunFolder, timeout_s: float = 120.0) -> Status:
     code = process.wait(timeout=timeout_s)
     status = _status(run)
     assert status.exit_code == code
@@ -225,7 +225,7 @@ def test_death_of_the_supervisor_ends_the_agent_and_status_says_so(make_run: Mak
     process.kill()
     process.wait()
 
-    wait_for(lambda: processes_of(run) == [], timeout_s=20)
+    wait_for(lambda: processes_of(run) == [], timeout_s=120)
     view = look(run)
     assert view.state == GONE
     assert view.message.startswith("the supervisor died without ending the run; nothing runs; go on with")
@@ -236,12 +236,12 @@ def test_second_supervisor_is_refused_and_a_dead_ones_lock_is_not(make_run: Make
     first = supervise(run)
     wait_for((run.path / "seen" / "0").exists)
 
-    assert supervise(run).wait(timeout=20) == 5
+    assert supervise(run).wait(timeout=120) == 5
     assert f"{run.path} is running already (supervisor {first.pid} on " in run.supervisor_log.read_text()
 
     first.kill()
     first.wait()
-    wait_for(lambda: processes_of(run) == [], timeout_s=20)
+    wait_for(lambda: processes_of(run) == [], timeout_s=120)
     second = supervise(run)
     wait_for((run.path / "seen" / "1").exists)
     send(second.pid, signal.SIGTERM)
@@ -252,7 +252,7 @@ def test_spec_that_is_not_valid_any_more_is_a_failed_start(make_run: MakeRun, su
     run = make_run("exit 0")
     run.spec.write_text("version: 1\nname: tiny\n", encoding="utf-8")
 
-    assert supervise(run).wait(timeout=20) == 3
+    assert supervise(run).wait(timeout=120) == 3
     assert _status(run).state == "failed"
     assert "spec.yaml" in _status(run).message
 
@@ -273,6 +273,6 @@ def test_status_without_place_to_write_does_not_end_the_run(make_run: MakeRun, s
     Path(run.status).mkdir()
     (run.status / "in-the-way").touch()
 
-    assert supervise(run).wait(timeout=20) == 0
+    assert supervise(run).wait(timeout=120) == 0
     assert (run.path / "worked").exists()
     assert "cannot write" in run.supervisor_log.read_text()
