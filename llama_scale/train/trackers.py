@@ -108,15 +108,18 @@ class MlflowTracker:
     Args:
         settings: The spec's section.
         name: Name of the run.
+        folder: Run folder; ``mlflow-run-id`` in it lets an attempt that resumes go on in the same MLflow run.
     """
 
-    def __init__(self, settings: Mlflow, *, name: str) -> None:
+    def __init__(self, settings: Mlflow, *, name: str, folder: Path) -> None:
         self._mlflow = importlib.import_module("mlflow")
         try:
             if settings.uri is not None:
                 self._mlflow.set_tracking_uri(settings.uri)
             self._mlflow.set_experiment(settings.experiment)
-            self._mlflow.start_run(run_name=name)
+            known = folder / "mlflow-run-id"
+            run = self._mlflow.start_run(run_id=known.read_text() if known.is_file() else None, run_name=name)
+            known.write_text(run.info.run_id)
         except Exception as error:  # network and server errors of many classes
             raise LaunchError(
                 f"MLflow could not start (tracking.mlflow, uri={settings.uri!r}): {error}; check the server and "
@@ -166,5 +169,5 @@ def make_trackers(spec: RunSpec, *, run_dir: Path, resumed_step: int) -> list[Tr
     if tracking.wandb is not None:
         trackers.append(WandbTracker(tracking.wandb, name=run_dir.name, folder=run_dir))
     if tracking.mlflow is not None:
-        trackers.append(MlflowTracker(tracking.mlflow, name=run_dir.name))
+        trackers.append(MlflowTracker(tracking.mlflow, name=run_dir.name, folder=run_dir))
     return trackers
