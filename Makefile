@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check format lint types test-unit test-docs test-engines test-py312 test-gpu bench wheel clean
+.PHONY: help setup demo test check format lint types test-unit test-docs test-engines test-py312 test-gpu bench docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ test-gpu: setup ## NCCL parity, bf16 and MFU; says so where there is no GPU
 
 bench: setup ## the figures of benchmarks/README.md
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: setup ## write docs/commands.md from the commands' help
+	$(BIN)/python docs/generate_commands.py
 
 wheel: setup ## build dist/*.whl
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir dist .

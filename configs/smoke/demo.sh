@@ -6,7 +6,8 @@
 #   DEMO_SET="train.steps=40" configs/smoke/demo.sh    # changes to the spec, for a shorter or another run
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export PATH="$PWD/${VENV:-.venv}/bin:$PATH" LLAMA_SCALE_RUNS=.demo/runs
+venv=$(cd "${VENV:-.venv}" && pwd)
+export PATH="$venv/bin:$PATH" LLAMA_SCALE_RUNS=.demo/runs
 spec=configs/smoke/pretrain.yaml
 changes=()
 for change in ${DEMO_SET:-}; do changes+=(--set "$change"); done
