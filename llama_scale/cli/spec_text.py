@@ -67,7 +67,8 @@ def choose_layout(choice: Choice, *, nodes: int | None) -> tuple[Choice, bool]:
         for candidate in _layouts(replace(choice, nodes=count)):
             if _fits(candidate):
                 return candidate, True
-            widest = candidate
+            if candidate.recompute != widest.recompute or candidate.data < widest.data:
+                widest = candidate
     return widest, False
 
 

@@ -44,7 +44,7 @@ class RunSpec(Section):
     recompute: Recompute = Field(NoRecompute(kind="none"), description="Activations computed twice to save memory.")
     checkpoint: Checkpoint = Field(Checkpoint(), description="Saving and keeping of state.")
     validation: Validation | None = Field(None, description="Validation loss during training.")
-    restart: Restart = Field(Restart(), description="What happens when a rank fails.")
+    restart: Restart = Field(Restart(), description="Restarts from the newest checkpoint when a rank fails.")
     cluster: Cluster = Field(Cluster(), description="The machines.")
     launcher: Launcher = Field(LocalLauncher(kind="local"), description="How processes are started.")
     tracking: Tracking = Field(Tracking(), description="Where metrics go.")

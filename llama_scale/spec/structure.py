@@ -160,9 +160,13 @@ def _missing(finding: _Finding) -> _Told:
     last = finding.path[-1]
     if isinstance(last, int):
         return f"the list has only {last} items; another one is needed", "", "length"
-    if last == "kind":
-        kinds = either(_kinds_around(finding))
-        return "the key 'kind' is missing: it tells which form the section has", f"write kind: {kinds}", "missing"
+    kinds = _kinds_around(finding) if last == "kind" else []
+    if kinds:
+        return (
+            "the key 'kind' is missing: it tells which form the section has",
+            f"write kind: {either(kinds)}",
+            "missing",
+        )
     return f"the required key {last!r} is missing", "add it", "missing"
 
 
