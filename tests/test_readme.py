@@ -12,6 +12,7 @@ import pytest
 
 from tests.pages import PAGES, ROOT, Block, blocks
 
+LANGUAGES = ("bash", "console", "yaml", "python", "json", "text")
 WITH_COMMANDS = [page for page in PAGES if any(block.language == "bash" for block in blocks(page))]
 WITH_TRAINING = [page for page in WITH_COMMANDS if any(block.engines for block in blocks(page))]
 
