@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_scale.cli.convert_output import progress_bar, render
+from llama_scale.cli.convert_output import need_libraries, progress_bar, render
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.errors import ConvertError
 
@@ -35,6 +35,11 @@ StageLayers = Annotated[
     str | None, typer.Option("--stage-layers", help="Layers of each stage, e.g. 7,8,8,7, when they are not equal.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.callback()
+def _root() -> None:
+    need_libraries("convert")
 
 
 @app.command("import")

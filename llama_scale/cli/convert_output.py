@@ -1,16 +1,35 @@
-"""What `convert` shows: progress bars and the table of a verification."""
+"""What `convert` and `generate` share: the libraries they need, progress bars and the table of a verification."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from llama_scale.errors import ConvertError
+
 if TYPE_CHECKING:
     from llama_scale.convert.proof import Proof
+
+
+_LIBRARIES = ("torch", "safetensors", "transformers")
+
+
+def need_libraries(command: str) -> None:
+    """Refuse a command that the light install cannot do, without importing anything.
+
+    Raises:
+        ConvertError: Names the libraries that are missing.
+    """
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConvertError(
+            f"`llama-scale {command}` needs {', '.join(missing)}, not installed here: pip install 'llama-scale[train]'"
+        )
 
 
 def render(proof: Proof) -> str:

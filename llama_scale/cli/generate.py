@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llama_scale.cli.convert_output import need_libraries
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.errors import ConvertError
 
@@ -29,6 +30,7 @@ def generate(
 
     Exit status 6: the folder holds no model or no tokenizer.
     """
+    need_libraries("generate")
     prompts = _prompts(prompt or [], prompts_file)
     if top_p == 0.0:
         raise ConvertError("--top-p 0 leaves no token to choose from; use a value above 0, or --temperature 0")

@@ -79,12 +79,20 @@ def test_generate_refuses_what_it_cannot_use(tmp_path):
     fails(model, "transformers cannot load", command=generate_app)
 
 
+def test_light_install_is_told_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
+    message = "needs torch, not installed here: pip install 'llama-scale[train]'"
+    fails([str(tmp_path), "-p", "a"], message, command=generate_app)
+    fails(["export", "--from", str(tmp_path), "--to", str(tmp_path / "x")], message)
+
+
 def test_help_loads_no_heavy_library():
     code = (
-        "import sys; from llama_scale.cli.app import app\n"
-        "for name in ('convert', 'generate'):\n"
-        "    try: app([name, '--help'])\n"
-        "    except SystemExit: pass\n"
+        "import sys; from llama_scale.cli.app import main\n"
+        "for words in (['convert', '--help'], ['convert', 'import', '--help'], ['generate', '--help']):\n"
+        "    sys.argv = ['llama-scale', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code, end.code\n"
         "print([m for m in ('torch', 'numpy', 'transformers', 'safetensors', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

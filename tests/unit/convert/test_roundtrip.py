@@ -11,10 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from llama_scale.checkpoint.manifest import load_manifest, verify_files
+from llama_scale.checkpoint.pieces import Piece
+from llama_scale.checkpoint.reader import CheckpointReader
+from llama_scale.checkpoint.writer import ShardWriter, build_manifest, commit
 from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.reshard import reshard
 from llama_scale.convert.shards import Layout
+from llama_scale.layout.boxes import Box
+from llama_scale.layout.parameters import iter_parameters
 from llama_scale.spec.hf_config import read_hf_config
 from tests.unit.convert.tiny import Tiny
 
@@ -173,3 +178,29 @@ def test_reshard_keeps_every_tensor(tmp_path):
     export_hf(tmp_path / "new", tmp_path / "out")
     assert_equal_weights(weights(tmp_path / "out"), Tiny().tensors())
     verify_files(tmp_path / "new")
+
+
+def test_reshard_keeps_optimizer_and_random_states(tmp_path):
+    imported = import_hf(Tiny().write(tmp_path / "hf"), tmp_path / "ck", layout=Layout())
+    generator = torch.Generator().manual_seed(1)
+    writer = ShardWriter(tmp_path / "trained.tmp" / "shard-00000.safetensors")
+    writer.path.parent.mkdir()
+    tensors = {
+        (g, p.name): p.shape for g in ("model", "exp_avg", "exp_avg_sq") for p in iter_parameters(imported.shape)
+    }
+    tensors["rng", "cpu.rank-00000"] = (16,)
+    values = {key: torch.randn(shape, generator=generator) for key, shape in tensors.items()}
+    values["rng", "cpu.rank-00000"] = torch.arange(16, dtype=torch.uint8)
+    for (group, name), value in values.items():
+        shape = tuple(value.shape)
+        piece = Piece(group=group, name=name, box=Box.whole(shape), flat_start=None, numel=value.numel())
+        writer.add_lazy(piece, global_shape=shape, dtype=value.dtype, load=lambda value=value: value)
+    facts = {"engine": "megatron", "topology": {"dp_size": 2}, "shape": imported.shape, "optimizer_step": 4}
+    manifest = build_manifest([writer.finish()], step=5, samples=40, rng={"seed": 3}, **facts)
+    commit(writer.path.parent, tmp_path / "trained", manifest)
+    after = reshard(tmp_path / "trained", tmp_path / "new", layout=Layout(tp_size=4, pp_size=3))
+    assert (after.step, after.optimizer_step, after.samples, after.rng) == (5, 4, 40, {"seed": 3})
+    assert len(after.shards) == 12
+    reader = CheckpointReader(tmp_path / "new", verify="hashes")
+    for (group, name), value in values.items():
+        assert torch.equal(reader.read(group, name), value), (group, name)
