@@ -16,6 +16,68 @@ MEMORY_SHARE = 0.9
 MAX_NODES = 1024
 
 
+_TEMPLATE = """\
+# Written by: {command}
+# Next:  llama-scale validate FILE, llama-scale plan FILE, llama-scale launch FILE
+version: 1
+name: {name}
+
+# {description}
+model:
+{model}
+{tokenizer}
+data:
+  kind: indexed
+  seq_length: {seq_length}
+  blend:
+    # Prefix of a .bin/.idx pair, from this file's folder: `llama-scale data build` writes one.
+    - path: data/train
+
+train:
+  steps: 1000             # or tokens: 1e9
+
+# global = micro x accumulation x data; any two are enough.
+batch:
+  micro: 1
+  accumulation: {accumulation}
+
+# data x tensor x pipeline = nodes x devices_per_node.
+parallel:
+  data: {data}
+  tensor: {tensor}
+  pipeline: {pipeline}
+  sequence: {sequence}{stage_layers}
+
+engine:
+  kind: megatron
+  distributed_optimizer: true
+  overlap_grad_reduce: {overlap}
+
+optimizer:
+  lr: 3e-4
+schedule:
+  kind: cosine
+  warmup_steps: 100
+precision:
+  compute: {compute}
+recompute: {{kind: {recompute}}}
+
+checkpoint:
+  every_steps: 100
+  keep_last: 2
+validation:
+  every_steps: 100
+
+cluster:
+  profile: {profile}     # {title}
+  nodes: {nodes}
+  devices_per_node: {devices}
+  device: {device}
+launcher:
+  kind: {launcher}
+{environment}"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """What ``init`` decides on.
@@ -104,69 +166,30 @@ def _fits(choice: Choice) -> bool:
 def render_spec(choice: Choice) -> str:
     """Return the spec's text."""
     cuda = choice.profile.device == "cuda"
-    accumulation = 4 * choice.pipeline if choice.pipeline > 1 else (4 if cuda else 2)
-    seq_length = min(4096 if cuda else 512, choice.shape.max_position_embeddings)
-    recompute = f"{{kind: {choice.recompute}}}"
-    return f"""\
-# Written by: {choice.command}
-# Next:  llama-scale validate FILE, llama-scale plan FILE, llama-scale launch FILE
-version: 1
-name: {choice.name}
-
-# {_describe(choice.shape)}
-model:
-{choice.model}
-{choice.tokenizer}
-data:
-  kind: indexed
-  seq_length: {seq_length}
-  blend:
-    # Prefix of a .bin/.idx pair, from this file's folder: `llama-scale data build` writes one.
-    - path: data/train
-
-train:
-  steps: 1000             # or tokens: 1e9
-
-# global = micro x accumulation x data; any two are enough.
-batch:
-  micro: 1
-  accumulation: {accumulation}
-
-# data x tensor x pipeline = nodes x devices_per_node.
-parallel:
-  data: {choice.data}
-  tensor: {choice.tensor}
-  pipeline: {choice.pipeline}
-  sequence: {"true" if choice.tensor > 1 else "false"}{_stage_layers(choice)}
-
-engine:
-  kind: megatron
-  distributed_optimizer: true
-  overlap_grad_reduce: {"true" if cuda and choice.data > 1 else "false"}
-
-optimizer:
-  lr: 3e-4
-schedule:
-  kind: cosine
-  warmup_steps: 100
-precision:
-  compute: {"bf16" if cuda else "fp32"}
-recompute: {recompute}
-
-checkpoint:
-  every_steps: 100
-  keep_last: 2
-validation:
-  every_steps: 100
-
-cluster:
-  profile: {choice.profile_name}     # {choice.profile.title}
-  nodes: {choice.nodes}
-  devices_per_node: {choice.profile.devices_per_node}
-  device: {choice.profile.device}
-launcher:
-  kind: {choice.launcher}
-{_environment(choice.profile)}"""
+    return _TEMPLATE.format(
+        command=choice.command,
+        name=choice.name,
+        description=_describe(choice.shape),
+        model=choice.model,
+        tokenizer=choice.tokenizer,
+        seq_length=min(4096 if cuda else 512, choice.shape.max_position_embeddings),
+        accumulation=4 * choice.pipeline if cuda or choice.pipeline > 1 else 2,
+        data=choice.data,
+        tensor=choice.tensor,
+        pipeline=choice.pipeline,
+        sequence="true" if choice.tensor > 1 else "false",
+        stage_layers=_stage_layers(choice),
+        overlap="true" if cuda and choice.data > 1 else "false",
+        compute="bf16" if cuda else "fp32",
+        recompute=choice.recompute,
+        profile=choice.profile_name,
+        title=choice.profile.title,
+        nodes=choice.nodes,
+        devices=choice.profile.devices_per_node,
+        device=choice.profile.device,
+        launcher=choice.launcher,
+        environment=_environment(choice.profile),
+    )
 
 
 def _describe(shape: ModelShape) -> str:
