@@ -111,7 +111,7 @@ def _collect(ranks: list[tuple[Any, Connection]], *, deadline: float) -> list[An
             assert isinstance(receiver, Connection)
             rank = pending.pop(receiver)
             try:
-                kind, value = pickle.loads(receiver.recv_bytes())
+                kind, value = _loads(receiver.recv_bytes())
             except EOFError:
                 ranks[rank][0].join(5)
                 kind, value = "error", f"died with exit code {ranks[rank][0].exitcode}"
@@ -124,6 +124,13 @@ def _collect(ranks: list[tuple[Any, Connection]], *, deadline: float) -> list[An
     if errors:
         raise RankError("\n".join(errors))
     return [results[rank] for rank in range(len(ranks))]
+
+
+def _loads(payload: bytes) -> Any:
+    if b"megatron.core" in payload:
+        # Tensors that Megatron-Core 0.19 has marked name it; this imports it without its warnings.
+        import llama_scale.train.versions  # noqa: F401
+    return pickle.loads(payload)
 
 
 def join(plan: Any, *, device: str = "cpu", timeout_s: float = 60.0) -> Any:

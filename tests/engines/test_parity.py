@@ -112,7 +112,7 @@ def test_bf16_layout_trains_as_one_process() -> None:
 def curve_in_small_buckets(case: Case) -> list[tuple[float, float]]:
     from llama_scale.train import megatron_engine
 
-    megatron_engine.BUCKET_ELEMENTS = 3000
+    megatron_engine.BUCKET_ELEMENTS = 2000  # the output layer is a bucket of its own
     engine = start(case)
     assert len(engine._wrapped[0].bucket_groups) > 4
     return train_steps(engine, case, steps=10)
