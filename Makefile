@@ -1,4 +1,4 @@
-# One line a target; `make` lists them. Everything runs from .venv, which `make setup` makes.
+# `make` lists the targets. Everything runs from .venv, which `make setup` makes.
 # PYTHON is the interpreter of a new .venv (3.11); VENV another folder for it.
 
 SHELL := /bin/bash
@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check format lint types test-unit test-docs test-engines test-py312 test-gpu bench docs wheel clean
+.PHONY: help setup demo test check format lint types test-unit test-docs test-engines test-py312 test-gpu soak bench docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ test-gpu: setup ## NCCL parity, bf16 and MFU; says so where there is no GPU
 	else \
 	    echo '******** GPU tests NOT RUN: torch sees no CUDA device here ********' >&2; \
 	fi
+
+soak: setup ## the long lists whose representatives run always: hours of seeded kills and faults
+	OMP_NUM_THREADS=1 $(PYTEST) -m soak tests
 
 bench: setup ## the figures of benchmarks/README.md
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

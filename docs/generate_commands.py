@@ -17,8 +17,8 @@ from llama_scale.cli.root import app
 
 HEAD = """# Commands
 
-Written by `make docs` from the commands' own help; do not edit. `--debug` shows tracebacks, wherever it stands. `--help` and `-h` work
-everywhere. Completion of a shell: `llama-scale --install-completion`.
+Written by `make docs` from the commands' own help; do not edit. `--debug` shows tracebacks, wherever it stands.
+Completion of a shell: `llama-scale --install-completion`.
 """
 
 

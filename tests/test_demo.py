@@ -1,4 +1,4 @@
-"""What `make demo` runs, on the shipped sample, as without a network: killed, resumed, exported, proven, better than chance."""
+"""What `make demo` runs, on the shipped sample: trained, killed, resumed, exported, proven, better than chance."""
 
 from __future__ import annotations
 

@@ -13,11 +13,12 @@ import typer.main
 
 from llama_scale.cli.app import COMMANDS
 from llama_scale.cli.root import app
-from tests.pages import PAGES, ROOT
+from tests.pages import PAGES, ROOT, blocks
 
 HAND_WRITTEN = [page for page in PAGES if page.name != "commands.md"]
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_COMMAND = re.compile(r"(?:`|^\s*(?:\$ )?|^#\s+)(llama-scale [a-z][^`\n]*)", re.MULTILINE)
+_CODE = re.compile(r"^```.*?^```$|^ {4}[^\n]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"(?:`|^    |^\$ |^#.*?  )(llama-scale [a-z][^`\n]*)", re.MULTILINE)
 
 
 def slug(heading: str) -> str:
@@ -27,7 +28,7 @@ def slug(heading: str) -> str:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"], ids=str)
 def test_links_resolve(page: Path) -> None:
-    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+    for link in _LINK.findall(_CODE.sub("code", page.read_text(encoding="utf-8"))):
         if link.startswith(("https://", "http://")):
             continue
         path, _, anchor = link.partition("#")
@@ -69,22 +70,27 @@ def find_command(words: list[str]) -> tuple[Any, list[str]]:
     return command, words
 
 
+def command_lines(page: Path) -> list[str]:
+    """Return the commands in a page's blocks, in its indented lines and in backticks."""
+    found = [line for block in blocks(page) for line in block.text.splitlines() if line.startswith("llama-scale ")]
+    return found + _COMMAND.findall(page.read_text(encoding="utf-8"))
+
+
 COMMAND_LINES = [
     (page.name, line)
     for page in [*HAND_WRITTEN, *sorted((ROOT / "configs").rglob("*.yaml"))]
-    for line in _COMMAND.findall(page.read_text(encoding="utf-8"))
+    for line in command_lines(page)
 ]
 
 
 @pytest.mark.parametrize(("page", "line"), COMMAND_LINES)
 def test_commands_and_options_in_the_pages_exist(page: str, line: str) -> None:
-    command, words = find_command(
-        shlex.split(line.split(" | ", maxsplit=1)[0].split(" > ", maxsplit=1)[0], comments=True)[1:]
-    )
+    line = re.split(r" [|>] | +-> ", line, maxsplit=1)[0]
+    command, words = find_command(shlex.split(line, comments=True)[1:])
 
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     for word in words:
-        if word.startswith("-") and len(word) > 1:
+        if re.match(r"--?[a-zA-Z]", word):
             assert word.split("=")[0] in known | {"--help", "-h", "--debug"}, f"{page}: {line}"
 
 
