@@ -10,13 +10,13 @@ import torch
 
 from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.pieces import Piece
-from llama_scale.checkpoint.writer import ShardWriter, build_manifest, check_free_space, commit
+from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, check_free_space, commit
 from llama_scale.convert.folders import REPORT, Progress, Silence, check_target, keep_origin, new_folder, write_json
 from llama_scale.convert.hf_config import read_shape
 from llama_scale.convert.hf_weights import HfWeights, tensor_sha256
 from llama_scale.convert.ledger import Ledger
 from llama_scale.convert.mapping import HF_EMBEDDING, HF_HEAD, hf_tensors, slices_of
-from llama_scale.convert.shards import Layout, check_layout, padding_rows, shard_parts
+from llama_scale.convert.shards import Layout, check_layout, padding_rows, shard_parts, topology_record
 from llama_scale.errors import CheckpointError, ConvertError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import Parameter, iter_parameters
@@ -73,48 +73,40 @@ def import_hf(
         with new_folder(target) as tmp:
             check_free_space(tmp, needed_bytes=[total])
             copier = _Copier(weights, shape=shape, dtype=chosen, ledger=ledger, progress=reporter)
-            written = []
-            for rank, rows in enumerate(parts):
-                writer = ShardWriter(tmp / f"shard-{rank:05d}.safetensors")
-                for parameter, box in rows:
-                    piece = Piece(group="model", name=parameter.name, box=box, flat_start=None, numel=box.numel)
-                    writer.add_lazy(
-                        piece, global_shape=parameter.shape, dtype=chosen, load=copier.loader(parameter, box)
-                    )
-                written.append(writer.finish())
-            ledger.balance()
             manifest = build_manifest(
-                written,
+                _write_shards(parts, tmp, copier=copier, dtype=chosen),
                 step=0,
                 samples=0,
                 engine="import",
-                topology={
-                    "dp_size": 1,
-                    "tp_size": layout.tp_size,
-                    "pp_size": layout.pp_size,
-                    "stages": tuple(tuple(chunk.layers for chunk in chunks) for chunks in stages),
-                },
+                topology=topology_record(layout, stages),
                 shape=shape,
                 vocab_pad_multiple=layout.vocab_pad_multiple,
             )
+            ledger.balance()
             for name, entry in manifest.tensors["model"].items():
                 ledger.digest_target(name, f"piecewise:{entry.digest}")
             keep_origin(source, tmp)
-            write_json(
-                tmp / REPORT,
-                {
-                    "kind": "import",
-                    "source": str(source),
-                    "dtype": str(chosen).removeprefix("torch."),
-                    "layout": {"tensor": layout.tp_size, "pipeline": layout.pp_size, "virtual": layout.vp_size},
-                    "padding_rows_in_memory": padding_rows(shape, layout),
-                    **ledger.report(),
-                },
-            )
+            facts = {"kind": "import", "source": str(source), "dtype": str(chosen).removeprefix("torch.")}
+            degrees = {"tensor": layout.tp_size, "pipeline": layout.pp_size, "virtual": layout.vp_size}
+            padding = {"layout": degrees, "padding_rows_in_memory": padding_rows(shape, layout)}
+            write_json(tmp / REPORT, facts | padding | ledger.report())
             commit(tmp, target, manifest)
     except CheckpointError as error:
         raise ConvertError(str(error)) from error
     return manifest
+
+
+def _write_shards(
+    parts: list[list[tuple[Parameter, Box]]], folder: Path, *, copier: _Copier, dtype: torch.dtype
+) -> list[WrittenShard]:
+    written = []
+    for rank, rows in enumerate(parts):
+        writer = ShardWriter(folder / f"shard-{rank:05d}.safetensors")
+        for parameter, box in rows:
+            piece = Piece(group="model", name=parameter.name, box=box, flat_start=None, numel=box.numel)
+            writer.add_lazy(piece, global_shape=parameter.shape, dtype=dtype, load=copier.loader(parameter, box))
+        written.append(writer.finish())
+    return written
 
 
 def check_inventory(weights: HfWeights, shape: ModelShape) -> dict[str, str]:

@@ -13,7 +13,7 @@ from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.reader import CheckpointReader
 from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, check_free_space, commit
 from llama_scale.convert.folders import ORIGIN, Progress, Silence, check_target, new_folder
-from llama_scale.convert.shards import Layout, check_layout, shard_parts
+from llama_scale.convert.shards import Layout, check_layout, shard_parts, topology_record
 from llama_scale.errors import CheckpointError, ConvertError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import iter_parameters
@@ -50,12 +50,7 @@ def reshard(source: Path, target: Path, *, layout: Layout, progress: Progress | 
                     if name
                     not in ("tensors", "shards", "parameter_digest", "versions", "created_utc", "topology", "format")
                 },
-                topology={
-                    "dp_size": 1,
-                    "tp_size": layout.tp_size,
-                    "pp_size": layout.pp_size,
-                    "stages": tuple(tuple(chunk.layers for chunk in chunks) for chunks in stages),
-                },
+                topology=topology_record(layout, stages),
             )
             if manifest.tensors != reader.manifest.tensors:
                 raise ConvertError(f"the copy of {source} has other digests than the original; this is a bug")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llama_scale.errors import ConvertError, SpecError
 from llama_scale.layout.boxes import Box
@@ -103,6 +104,16 @@ def shard_parts(
                     )
                 ).numel
             ]
+
+
+def topology_record(layout: Layout, stages: Stages) -> dict[str, Any]:
+    """Return the layout as a manifest records it."""
+    return {
+        "dp_size": 1,
+        "tp_size": layout.tp_size,
+        "pp_size": layout.pp_size,
+        "stages": tuple(tuple(chunk.layers for chunk in chunks) for chunks in stages),
+    }
 
 
 def padding_rows(shape: ModelShape, layout: Layout) -> int:
