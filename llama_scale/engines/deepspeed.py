@@ -37,6 +37,7 @@ class ZeroSettings(_Settings):
     contiguous_gradients: bool = True
     reduce_bucket_size: int
     allgather_bucket_size: int
+    stage3_param_persistence_threshold: int
     offload_optimizer: OffloadSettings | None = None
     offload_param: OffloadSettings | None = None
 
@@ -97,6 +98,7 @@ def deepspeed_settings(spec: RunSpec, plan: RunPlan) -> DeepSpeedSettings:
             overlap_comm=engine.overlap_comm,
             reduce_bucket_size=engine.bucket_elements,
             allgather_bucket_size=engine.bucket_elements,
+            stage3_param_persistence_threshold=engine.persistence_elements,
             offload_optimizer=_offload(engine.offload_optimizer),
             offload_param=_offload(engine.offload_parameters),
         ),

@@ -44,6 +44,9 @@ class DeepSpeedEngine(Section):
     offload_parameters: Offload | None = Field(None, description="Keep parameters off the device (ZeRO 3).")
     overlap_comm: bool = Field(False, description="Overlap gradient reduction with the backward pass.")
     bucket_elements: PositiveInt = Field(500_000_000, description="Elements per communication bucket.")
+    persistence_elements: Annotated[int, Field(ge=0)] = Field(
+        100_000, description="Weights of fewer elements stay whole on every rank (ZeRO 3); 0: all are divided."
+    )
 
 
 class DdpEngine(Section):

@@ -79,7 +79,7 @@ class DeepSpeedEngine:
         )
         if self.stage == 3:
             # The loss multiplies by the output layer's matrix itself, outside of the layer's forward.
-            deepspeed.zero.register_external_parameter(self.chunks[0], self.chunks[0].head_weight())
+            deepspeed.zero.register_external_parameter(self.chunks[0], _head(self.chunks[0]))
         state.prepare(self._engine.optimizer, stage=self.stage)
 
     def train_step(self, batch: MicroBatches, lr: float) -> StepResult:
@@ -133,6 +133,8 @@ class DeepSpeedEngine:
         fill = state.fill_divided if self.stage == 3 else fill_from
         fill(reader, self._local_parameters(), self._held(), optimizer=optimizer, step=step)
         state.refresh(self._held(), stage=self.stage)
+        if self.stage == 3:
+            state.forget_whole_weights(self._engine.optimizer)
         self.step = step if optimizer else 0
 
     def close(self) -> None:
@@ -195,3 +197,10 @@ class DeepSpeedEngine:
     def _mean(self, total: torch.Tensor, count: int) -> float:
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
         return float(total) / max(1, count)
+
+
+def _head(chunk: Any) -> nn.Parameter:
+    """Return the output layer's own parameter, without the hooks that would gather it."""
+    if chunk.share_embeddings_and_output_weights:
+        return chunk.shared_embedding_or_output_weight()
+    return chunk.output_layer.weight

@@ -79,6 +79,14 @@ def _divided(optimizer: Any, parameter: nn.Parameter) -> HeldParameter:
     )
 
 
+def forget_whole_weights(optimizer: Any) -> None:
+    """Replace every whole copy of a weight that ZeRO 3 has on this rank, gathered or kept, by what was just loaded."""
+    optimizer.parameter_offload.partition_all_parameters()
+    kept = optimizer.persistent_parameters
+    if kept:
+        kept[0].all_gather(kept)
+
+
 @torch.no_grad()
 def refresh(held: Iterable[HeldParameter], *, stage: int) -> None:
     """Bring fp32 partitions in line with weights that were just loaded in fp32 training."""

@@ -15,7 +15,8 @@ from tests.engines.training import micro_batches, start, train_steps
 
 
 def zero(stage: int, **options: Any) -> dict[str, Any]:
-    return {"kind": "deepspeed", "zero": stage, **options}
+    # Between a tiny model's norms and matrices, so that ZeRO 3 has whole and divided weights.
+    return {"kind": "deepspeed", "zero": stage, "persistence_elements": 1000, **options}
 
 
 DDP = {"kind": "ddp"}

@@ -29,6 +29,7 @@ CASES = {
     "pipeline": Case(pp=2, tp=2, dp=2, engine=zero(1)),
     "pipeline-zero0": Case(pp=2, engine=zero(0)),
     "accumulation": Case(dp=2, micro=2, global_batch=16, engine=zero(2)),
+    "all-divided": Case(dp=4, engine=zero(3, persistence_elements=0)),
     "small-buckets": Case(dp=4, engine=zero(3, bucket_elements=1000)),
     "no-clipping": Case(dp=2, engine=zero(1), optimizer={"clip_grad_norm": 0.0}),
     "zero1-offload": Case(dp=2, engine=zero(1, offload_optimizer=CPU)),
@@ -67,6 +68,7 @@ def test_deepspeed_reads_what_was_meant(name: str, deepspeed: Any, monkeypatch: 
     assert read.zero_config.stage == zero_stage(spec)
     assert read.zero_config.overlap_comm == spec.engine.overlap_comm
     assert read.zero_config.reduce_bucket_size == spec.engine.bucket_elements
+    assert read.zero_config.param_persistence_threshold == spec.engine.persistence_elements
     assert read.gradient_clipping == (spec.optimizer.clip_grad_norm if zero_stage(spec) else 0.0)
     assert read.bfloat16_config.enabled == (spec.precision.compute == "bf16")
     assert read.bfloat16_config.check_grad_overflow
