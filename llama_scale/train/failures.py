@@ -48,7 +48,7 @@ class ErrorReport:
         rank: Global rank.
         kind: See ``Kind``.
         error: One line: class and message.
-        traceback: The whole of it.
+        traceback: The whole of it; empty for an error that is the user's to mend, unless LLAMA_SCALE_DEBUG is set.
     """
 
     time_utc: str
@@ -90,12 +90,13 @@ def now_utc() -> str:
 
 def report(error: BaseException, *, rank: int) -> ErrorReport:
     """Describe an exception that a rank caught."""
+    shown = not isinstance(error, LlamaScaleError) or bool(os.environ.get("LLAMA_SCALE_DEBUG"))
     return ErrorReport(
         time_utc=now_utc(),
         rank=rank,
         kind=classify(error),
         error=f"{type(error).__name__}: {error}".strip(),
-        traceback="".join(traceback.format_exception(error)),
+        traceback="".join(traceback.format_exception(error)) if shown else "",
     )
 
 

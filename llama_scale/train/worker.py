@@ -97,7 +97,7 @@ def take_stop_signals(job: Job, *, rank: int) -> StopRequest:
 def run_rank(job: Job, *, stop: StopRequest, tee: int | None = None) -> int:
     """Train as the rank that the environment says; return 0, or 75 if stopped on request.
 
-    A failure does not return: the rank writes its error file and its traceback and leaves at once, for waiting for
+    A failure does not return: the rank writes its error file and its log and leaves at once, for waiting for
     peers that wait for it would hang.
 
     Args:
@@ -114,7 +114,7 @@ def run_rank(job: Job, *, stop: StopRequest, tee: int | None = None) -> int:
 def fail(attempt_dir: Path | None, error: BaseException, *, rank: int) -> Never:
     """Write down why this rank ends, and end it without any clean-up."""
     found = failures.report(error, rank=rank)
-    sys.stderr.write(found.traceback)
+    sys.stderr.write(found.traceback or f"error: {error}\n")
     if attempt_dir is not None:
         try:
             failures.write_report(attempt_dir, found)

@@ -38,8 +38,8 @@ def test_report_is_written_whole_and_read_back(tmp_path: Path) -> None:
     found = []
     for rank in (7, 0):
         try:
-            raise DataError("token file x.bin is missing")
-        except DataError as error:
+            raise RuntimeError("stack of x is missing")
+        except RuntimeError as error:
             found.append(failures.report(error, rank=rank))
             failures.write_report(tmp_path / "attempts" / "000", found[-1])
     folder = tmp_path / "attempts" / "000"
@@ -47,5 +47,13 @@ def test_report_is_written_whole_and_read_back(tmp_path: Path) -> None:
     assert failures.read_reports(folder) == found  # earliest first
     values = json.loads((folder / "error-rank-00007.json").read_text())
     assert set(values) == {"time_utc", "rank", "kind", "error", "traceback"}
-    assert values["error"] == "DataError: token file x.bin is missing"
+    assert values["error"] == "RuntimeError: stack of x is missing"
     assert "in test_report_is_written_whole_and_read_back" in values["traceback"]
+
+
+def test_report_of_an_error_to_mend_has_no_traceback_unless_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMA_SCALE_DEBUG", raising=False)
+    assert failures.report(CheckpointError("shard-00001.safetensors is damaged"), rank=1).traceback == ""
+
+    monkeypatch.setenv("LLAMA_SCALE_DEBUG", "1")
+    assert "is damaged" in failures.report(CheckpointError("shard-00001.safetensors is damaged"), rank=1).traceback
