@@ -73,7 +73,13 @@ class Launcher(Protocol):
         ...
 
 
-LAUNCHERS = Registry("launcher", {"local": Entry(name="local", target="llama_scale.launchers.local:LocalLauncher")})
+LAUNCHERS = Registry(
+    "launcher",
+    {
+        "local": Entry(name="local", target="llama_scale.launchers.local:LocalLauncher"),
+        "deepspeed": Entry(name="deepspeed", target="llama_scale.launchers.deepspeed:DeepSpeedLauncher"),
+    },
+)
 """The launchers by ``launcher.kind``."""
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from llama_scale.engines.files import engine_files
-from llama_scale.errors import LaunchError
 from llama_scale.launchers.base import Bundle, Job
 from llama_scale.launchers.environment import render_environment, worker_environment
-from llama_scale.launchers.processes import end_with_parent
+from llama_scale.launchers.script import start_script
 from llama_scale.launchers.template import fill
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.spec.load import dump_spec
@@ -41,16 +38,4 @@ class LocalLauncher:
 
     def submit(self, run: Path, *, bundle: Path, environment: Mapping[str, str], log: Path) -> Job:
         """Run ``bash bundle/launch.sh RUN`` in a session of its own that ends when the caller dies."""
-        try:
-            with log.open("ab") as output:
-                return subprocess.Popen(
-                    ["bash", str(bundle / "launch.sh"), str(run)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=dict(environment),
-                    start_new_session=True,
-                    preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # noqa: PLW1509 - the caller has one thread
-                )
-        except OSError as error:
-            raise LaunchError(f"cannot start {bundle / 'launch.sh'}: {error.strerror or error}") from error
+        return start_script(run, bundle=bundle, environment=environment, log=log)

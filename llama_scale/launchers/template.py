@@ -5,7 +5,7 @@ from __future__ import annotations
 from llama_scale.resources import data_dir
 
 
-def fill(name: str, **values: str | int) -> str:
+def fill(name: str, **values: str | int | tuple[str, ...]) -> str:
     """Return the template ``launch/templates/<name>`` with its values.
 
     Args:

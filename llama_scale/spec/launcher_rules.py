@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = frozenset(
     {
         *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+        *("LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "DS_ENV_FILE", "PDSH_RCMD_TYPE"),
         *("OMP_NUM_THREADS", "LLAMA_SCALE_RUN", "LLAMA_SCALE_ATTEMPT"),
-        *("BASH_ENV", "BASH_SOURCE", "IFS", "PATH", "PYTHONHOME", "PYTHONPATH"),
+        *("BASH_ENV", "BASH_SOURCE", "IFS", "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH"),
     }
 )
 """Variables that the launcher decides on itself, or that would change which program runs."""
@@ -30,6 +32,34 @@ def _nodes(spec: RunSpec) -> Iterator[Problem]:
             f"the local launcher starts processes on this machine only, and cluster.nodes={spec.cluster.nodes}",
             hint="set cluster.nodes to 1 and cluster.devices_per_node to the number of processes",
             code="launcher-nodes",
+        )
+
+
+_THIS_MACHINE = re.compile(r"localhost(\..*)?|127\..*", re.IGNORECASE)
+
+
+def _hosts(spec: RunSpec) -> Iterator[Problem]:
+    if spec.launcher.kind != "deepspeed":
+        return
+    hosts, nodes = spec.launcher.hosts, spec.cluster.nodes
+    for host, count in Counter(hosts).items():
+        if count > 1:
+            message, hint = f"{host} is named {count} times", "name each host once; its processes are counted by slots"
+        elif _THIS_MACHINE.fullmatch(host):
+            # ssh to itself; and every other host would take it for itself.
+            message = f"{host} means another machine on each host"
+            hint = "use its name in the network, or leave hosts out to run on this machine without ssh"
+        else:
+            continue
+        yield problem("launcher.hosts", message, hint=hint, code="launcher-hosts")
+    if len(hosts) != nodes and (hosts or nodes > 1):
+        yield problem(
+            "launcher.hosts",
+            f"{len(hosts) or 'no'} host{'s' if len(hosts) != 1 else ''} for cluster.nodes={nodes}",
+            hint=f"name {nodes} host{'s' if nodes != 1 else ''}"
+            + (f", or set cluster.nodes to {len(hosts)}" if hosts else ", or a hostfile")
+            + (", or none to run on this machine" if nodes == 1 else ""),
+            code="launcher-hosts",
         )
 
 
@@ -51,5 +81,9 @@ def _environment(spec: RunSpec) -> Iterator[Problem]:
         yield Problem(path=path, message=message, hint=hint, code="launcher-env")
 
 
-RULES = (Rule(("launcher", "cluster"), _nodes), Rule(("launcher",), _environment))
+RULES = (
+    Rule(("launcher", "cluster"), _nodes),
+    Rule(("launcher", "cluster"), _hosts),
+    Rule(("launcher",), _environment),
+)
 """All rules of this file."""

@@ -104,7 +104,12 @@ def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Probl
     spec, structural = check_structure(data, context=context)
     problems += structural
     sections = dict(spec) if spec is not None else whole_sections(data, structural, context=context)
-    resolution = resolve(sections, RunSpec.model_fields, resolve_model=resolve_model)
+    resolution = resolve(
+        sections,
+        RunSpec.model_fields,
+        resolve_model=resolve_model,
+        read_hostfile=lambda path: Path(path).read_text(encoding="utf-8"),
+    )
     view = RunSpec.model_construct(**resolution.sections)
     for name in resolution.broken:
         vars(view).pop(name, None)  # model_construct filled in a default that is not the document's

@@ -61,7 +61,9 @@ def check_document(data: object) -> View | None:
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     try:
         sections = _Form(schema).build(data, schema)
-        resolution = resolve(vars(sections), vars(sections), resolve_model=_resolve_model)
+        resolution = resolve(
+            vars(sections), vars(sections), resolve_model=_resolve_model, read_hostfile=lambda path: _refuse()
+        )
     except _Unsure:
         return None
     view = View(**resolution.sections)

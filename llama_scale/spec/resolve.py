@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llama_scale.spec.model import HfModel, InlineModel, ModelShape, PresetModel
 
 ModelResolver = Callable[[Any], tuple[Any, list[Problem]]]
+HostsReader = Callable[[str], str]
 
 PRESET_CHANGES = ("vocab_size", "num_layers")
 """Fields of a preset model that replace numbers of the table."""
@@ -27,13 +28,16 @@ class Resolution:
     problems: list[Problem]
 
 
-def resolve(sections: Mapping[str, Any], names: Collection[str], *, resolve_model: ModelResolver) -> Resolution:
+def resolve(
+    sections: Mapping[str, Any], names: Collection[str], *, resolve_model: ModelResolver, read_hostfile: HostsReader
+) -> Resolution:
     """Resolve the sections that are whole.
 
     Args:
         sections: Section name -> its model (or a view with the same fields and ``model_copy``).
         names: All sections that a spec has.
         resolve_model: Turns the model section into one that gives the model's numbers, or says why it cannot.
+        read_hostfile: Returns the text of a launcher's hostfile; raises OSError or UnicodeDecodeError.
     """
     values = dict(sections)
     broken = set(names) - set(values)
@@ -56,7 +60,44 @@ def resolve(sections: Mapping[str, Any], names: Collection[str], *, resolve_mode
         if train.steps is None and train.tokens is not None:
             per_step = values["batch"].global_ * values["data"].seq_length
             values["train"] = train.model_copy(update={"steps": -(-train.tokens // per_step), "tokens": None})
+    if {"launcher", "cluster"} <= values.keys() and getattr(values["launcher"], "hostfile", None) is not None:
+        devices = values["cluster"].devices_per_node
+        launcher, found = _resolve_hosts(values["launcher"], devices=devices, read_hostfile=read_hostfile)
+        problems += found
+        _put(values, broken, "launcher", launcher)
     return Resolution(sections=values, broken=broken, problems=problems)
+
+
+def _resolve_hosts(launcher: Any, *, devices: int, read_hostfile: HostsReader) -> tuple[Any, list[Problem]]:
+    """Return the launcher with the hosts of its hostfile in place of it."""
+    from llama_scale.spec.hostfile import HostfileError, parse_hostfile  # lazy: only specs that name a hostfile
+
+    path = launcher.hostfile
+    if launcher.hosts:
+        return None, [_hostfile_problem(f"both launcher.hosts and the hostfile {path} are given", hint="keep one")]
+    try:
+        hosts = parse_hostfile(read_hostfile(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        return None, [_hostfile_problem(f"{path} cannot be read: {reason}", hint="name a file of lines NAME slots=N")]
+    except HostfileError as error:
+        hint = "write one host a line: NAME slots=N"
+        return None, [_hostfile_problem(f"{path}: {fault}", hint=hint) for fault in error.faults]
+    problems = [
+        _hostfile_problem(
+            f"{path}: {host.name} has slots={host.slots}, and cluster.devices_per_node={devices}",
+            hint=f"set its slots to {devices} or more, or devices_per_node to at most {host.slots}",
+        )
+        for host in hosts
+        if host.slots < devices
+    ]
+    if problems:
+        return None, problems
+    return launcher.model_copy(update={"hosts": tuple(host.name for host in hosts), "hostfile": None}), []
+
+
+def _hostfile_problem(message: str, *, hint: str) -> Problem:
+    return Problem(path=("launcher", "hostfile"), message=message, hint=hint, code="hostfile")
 
 
 def _put(values: dict[str, Any], broken: set[str], name: str, value: object | None) -> None:

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError, LlamaScaleError
 from llama_scale.train import failures
-from llama_scale.train.signals import STOP_SIGNALS
+from llama_scale.train.rank_records import out_of_memory_kills
 from llama_scale.train.verdict import FirstFailure, Verdict, judge_failure
-from llama_scale.train.watch import RankWatch
+from llama_scale.train.watch import STOP_SIGNALS, RankWatch
 
 if TYPE_CHECKING:
     from llama_scale.train.worker import Job
@@ -122,7 +122,7 @@ def _run(options: argparse.Namespace, *, attempt_dir: Path) -> Verdict:
     grace_s = job.spec.launcher.grace_s if options.stop_grace_s is None else options.stop_grace_s
     watch = RankWatch(placement.nproc_per_node, stop_grace_s=grace_s)
     watch.install()
-    out_of_memory = _out_of_memory_kills()
+    out_of_memory = out_of_memory_kills()
     try:
         codes = _launch(job, placement, watch, logs=logs, tee=options.tee)
     finally:
@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace, *, attempt_dir: Path) -> Verdict:
         watch.deaths,
         first_rank=placement.first_rank,
         ranks=placement.nproc_per_node,
-        out_of_memory=_out_of_memory_kills() > out_of_memory,
+        out_of_memory=out_of_memory_kills() > out_of_memory,
         stop_timed_out=watch.stop_timed_out,
     )
 
@@ -241,18 +241,6 @@ def _quiet_torchelastic() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     # Python 3.12 warns of any thread at a fork; what there is are torchelastic's own native ones.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
-
-
-def _out_of_memory_kills() -> int:
-    """Return how many processes of this control group the kernel has killed for want of memory so far."""
-    try:
-        for line in Path("/sys/fs/cgroup/memory.events").read_text(encoding="ascii").splitlines():
-            key, _, value = line.partition(" ")
-            if key == "oom_kill":
-                return int(value)
-    except OSError:  # no control groups v2: then the verdict cannot tell
-        return 0
-    return 0
 
 
 def _verdict_of_codes(codes: dict[int, Any]) -> Verdict:

@@ -9,8 +9,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""SIGUSR1 is what Slurm sends ahead of a time limit."""
+from llama_scale.train.watch import STOP_SIGNALS
 
 
 class StopRequest:
@@ -28,6 +27,8 @@ class StopRequest:
         """Handle the stop signals of this process; a second signal changes nothing."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
+        # Whoever starts ranks may block them until now, so that none dies while it imports.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._reason is None:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from types import FrameType
 
 from llama_scale.train.failures import now_utc
-from llama_scale.train.signals import STOP_SIGNALS
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Signals that ask a run to save and leave; SIGUSR1 is what Slurm sends ahead of a time limit."""
 
 _PR_SET_PDEATHSIG = 1
 _AGENT_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
