@@ -25,16 +25,6 @@ _RESERVED = frozenset(
 """Variables that the launcher decides on itself, or that would change which program runs."""
 
 
-def _nodes(spec: RunSpec) -> Iterator[Problem]:
-    if spec.launcher.kind == "local" and spec.cluster.nodes != 1:
-        yield problem(
-            "launcher.kind",
-            f"the local launcher starts processes on this machine only, and cluster.nodes={spec.cluster.nodes}",
-            hint="set cluster.nodes to 1 and cluster.devices_per_node to the number of processes",
-            code="launcher-nodes",
-        )
-
-
 _THIS_MACHINE = re.compile(r"localhost(\..*)?|127\..*", re.IGNORECASE)
 
 
@@ -82,7 +72,6 @@ def _environment(spec: RunSpec) -> Iterator[Problem]:
 
 
 RULES = (
-    Rule(("launcher", "cluster"), _nodes),
     Rule(("launcher", "cluster"), _hosts),
     Rule(("launcher",), _environment),
 )

@@ -80,11 +80,11 @@ def test_variables_that_cannot_be_set_are_refused(tmp_path: Path, name: str, val
         load_spec(write_spec(tmp_path), overrides=[f"launcher.env={text}"])
 
 
-def test_several_hosts_are_refused(tmp_path: Path) -> None:
+def test_several_hosts_are_planned_but_not_rendered(tmp_path: Path) -> None:
     with pytest.raises(
         SpecError, match=r"the local launcher starts processes on this machine only, and cluster.nodes=2"
     ):
-        load_spec(write_spec(tmp_path), overrides=["cluster.nodes=2", "cluster.devices_per_node=2"])
+        _render(tmp_path, "cluster.nodes=2", "cluster.devices_per_node=2")
 
 
 def test_a_value_that_a_template_misses_is_an_error() -> None:
