@@ -165,7 +165,7 @@ def _note_changes(view: RunView, said: str, display: Display) -> str:
 
 
 def conclude(view: RunView) -> int:
-    """Say how a run ended and where it is; return the exit code.
+    """Say how a run ended; return the exit code.
 
     Raises:
         LaunchError: It failed; the message names the first failure and what to do.
@@ -189,7 +189,6 @@ def conclude(view: RunView) -> int:
         error.exit_code = status.exit_code or LaunchError.exit_code
         raise error
     say(f"{view.state}: {status.message}{checkpoint}")
-    say(f"run folder: {run.path}")
     if view.state in ("stopped", "preempted"):
         say(f"go on with: llama-scale resume {shlex.quote(str(run.path))}")
         return PREEMPTED_EXIT

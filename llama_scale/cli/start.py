@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 
 from llama_scale.cli.follow import conclude, follow
@@ -40,22 +41,21 @@ def begin(run: RunFolder, *, spec: RunSpec, plan: RunPlan, detach: bool, lock: R
         f"run {run.name}: {topology.world_size} processes (data {topology.dp_size} x tensor {topology.tp_size} x "
         f"pipeline {topology.pp_size}), {plan.steps} steps"
     )
-    say(f"run folder: {run.path}")
+    if not sys.stdout.isatty():  # else the line below is seen as well
+        say(f"run folder: {run.path}")
+    emit(str(run.path))
     if not detach:
-        code = follow(
+        return follow(
             run,
             steps=plan.steps,
             every=spec.tracking.log_every_steps,
             grace_s=spec.launcher.grace_s,
             metrics=metrics,
         )
-        emit(str(run.path))
-        return code
     deadline = time.monotonic() + _DETACH_S
     while (view := look(run)).state == "starting" and time.monotonic() < deadline:
         time.sleep(0.05)
     if view.state == GONE or view.state in ENDED:
         return conclude(view)
     say(f"detached; follow it with: llama-scale logs {shlex.quote(str(run.path))} -f")
-    emit(str(run.path))
     return 0
