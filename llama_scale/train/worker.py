@@ -9,6 +9,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from llama_scale.train.profile import StepProfiler, parse_steps
 from llama_scale.train.signals import Agreement, StopRequest
 from llama_scale.train.throughput import flops_per_step, peak_flops
 from llama_scale.train.validation import make_validation
+from llama_scale.train.watch import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from llama_scale.plan.topology import Coordinates
@@ -240,7 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         folder = run_dir / "attempts" / f"{attempt:03d}" if run_dir.is_dir() else None
         fail(folder, error, rank=rank)
-    return run_rank(job, stop=take_stop_signals(job, rank=rank))
+    code = run_rank(job, stop=take_stop_signals(job, rank=rank))
+    # A stop signal that comes late must not kill a rank that has saved: an interpreter that ends gives up its handlers.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    return code
 
 
 if __name__ == "__main__":
