@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -167,7 +168,12 @@ def file_sha256(path: Path) -> str:
 
 
 def verify_files(
-    folder: Path, *, manifest: Manifest | None = None, shards: Iterable[ShardEntry] | None = None, hashes: bool = True
+    folder: Path,
+    *,
+    manifest: Manifest | None = None,
+    shards: Iterable[ShardEntry] | None = None,
+    hashes: bool = True,
+    threads: int = 1,
 ) -> None:
     """Check a checkpoint's files against its manifest.
 
@@ -176,24 +182,38 @@ def verify_files(
         manifest: Its manifest, if already loaded.
         shards: Only these of its shards (ranks share the work); default: all.
         hashes: Compare SHA-256 too, not only existence and size.
+        threads: Files to hash at a time.
 
     Raises:
         CheckpointError: A file is missing, has another size or another hash; the message names it.
     """
     folder = Path(folder)
-    for shard in (manifest or load_manifest(folder)).shards if shards is None else shards:
-        path = folder / shard.file
-        try:
-            size = path.stat().st_size
-            problem = f"it has {size} bytes, its manifest says {shard.bytes}" if size != shard.bytes else ""
-            if not problem and hashes and file_sha256(path) != shard.sha256:
-                problem = "its SHA-256 is not the one in its manifest"
-        except FileNotFoundError:
-            problem = "it is missing"
-        except OSError as error:
-            problem = f"it cannot be read ({error.strerror})"
+    chosen = (manifest or load_manifest(folder)).shards if shards is None else tuple(shards)
+    check = partial(_damage, folder, hashes=hashes)
+    if hashes and threads > 1:
+        with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
+            found = list(pool.map(check, chosen))
+    else:
+        found = list(map(check, chosen))
+    for shard, problem in zip(chosen, found, strict=True):
         if problem:
             raise CheckpointError(
-                f"checkpoint {folder.name} is damaged: {path}: {problem}; restore the file from a copy, or remove "
-                f"the folder {folder} to go on from the checkpoint before it"
+                f"checkpoint {folder.name} is damaged: {folder / shard.file}: {problem}; restore the file from a copy, "
+                f"or remove the folder {folder} to go on from the checkpoint before it"
             )
+
+
+def _damage(folder: Path, shard: ShardEntry, *, hashes: bool) -> str:
+    """Return what is wrong with a shard's file; empty if nothing is."""
+    path = folder / shard.file
+    try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            return f"it has {size} bytes, its manifest says {shard.bytes}"
+        if hashes and file_sha256(path) != shard.sha256:
+            return "its SHA-256 is not the one in its manifest"
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return ""

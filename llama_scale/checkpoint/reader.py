@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,8 @@ from llama_scale.checkpoint.pieces import Piece, check_cover, range_boxes
 from llama_scale.checkpoint.safetensors_file import SafetensorsFile, dtype_name
 from llama_scale.errors import CheckpointError
 from llama_scale.layout.boxes import Box
+
+_HASH_THREADS = min(4, os.cpu_count() or 1)
 
 
 class CheckpointReader:
@@ -31,7 +34,7 @@ class CheckpointReader:
     def __init__(self, folder: Path, *, verify: Literal["sizes", "hashes"] = "sizes") -> None:
         self.folder = Path(folder)
         self.manifest = load_manifest(self.folder)
-        verify_files(self.folder, manifest=self.manifest, hashes=verify == "hashes")
+        verify_files(self.folder, manifest=self.manifest, hashes=verify == "hashes", threads=_HASH_THREADS)
         self._files: dict[int, SafetensorsFile] = {}
         self._covered: set[tuple[str, str]] = set()  # tensors whose pieces were found to be whole
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from llama_scale.convert.import_hf import DTYPES
 from llama_scale.convert.ledger import Ledger
 from llama_scale.convert.mapping import HfTensor, hf_tensors
 from llama_scale.convert.shards import Layout, padding_rows
+from llama_scale.convert.threads import one_torch_thread
 from llama_scale.convert.tokenizer import find_tokenizer, write_tokenizer
 from llama_scale.errors import CheckpointError, ConvertError
 from llama_scale.layout.boxes import Box
@@ -150,11 +152,16 @@ def _write_weights(
     if total > free:
         raise ConvertError(f"{total:,} bytes are needed in {folder.parent}, {free:,} are free; free some space")
     progress.start("exporting", total)
-    with HfWriter(folder, outlines=outlines, shard_bytes=shard_bytes) as writer:
+    with (
+        one_torch_thread(),
+        ThreadPoolExecutor(1, thread_name_prefix="targets") as hasher,
+        HfWriter(folder, outlines=outlines, shard_bytes=shard_bytes) as writer,
+    ):
         for outline, tensor in zip(outlines, tensors.values(), strict=True):
             data = _assemble(reader, tensor, group=group, dtype=dtype, ledger=ledger)
+            digest = hasher.submit(tensor_sha256, data)
             writer.write(tensor.name, data)
-            ledger.digest_target(tensor.name, f"sha256:{tensor_sha256(data)}")
+            ledger.digest_target(tensor.name, f"sha256:{digest.result()}")
             reader.release()
             progress.advance(outline.nbytes)
         writer.finish()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from llama_scale.convert.hf_weights import HfWeights, tensor_sha256
 from llama_scale.convert.ledger import Ledger
 from llama_scale.convert.mapping import HF_EMBEDDING, HF_HEAD, hf_tensors, slices_of
 from llama_scale.convert.shards import Layout, check_layout, padding_rows, shard_parts, topology_record
+from llama_scale.convert.threads import finish_shards, shards_at_once
 from llama_scale.errors import CheckpointError, ConvertError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import Parameter, iter_parameters
@@ -65,16 +68,17 @@ def import_hf(
     for name, reason in ignored.items():
         ledger.ignore(name, reason)
     parts = list(shard_parts(shape, layout, stages))
-    _check_ram(parts, dtype=chosen, limit=max_ram_bytes)
+    at_once = _check_ram(parts, dtype=chosen, limit=max_ram_bytes)
     total = sum(box.numel for rank in parts for _, box in rank) * chosen.itemsize
     reporter = progress or Silence()
     reporter.start("importing", total)
     try:
         with new_folder(target) as tmp:
             check_free_space(tmp, needed_bytes=[total])
-            copier = _Copier(weights, shape=shape, dtype=chosen, ledger=ledger, progress=reporter)
+            with _Copier(weights, shape=shape, dtype=chosen, ledger=ledger, progress=reporter) as copier:
+                written = _write_shards(parts, tmp, copier=copier, dtype=chosen, at_once=at_once)
             manifest = build_manifest(
-                _write_shards(parts, tmp, copier=copier, dtype=chosen),
+                written,
                 step=0,
                 samples=0,
                 engine="import",
@@ -97,16 +101,16 @@ def import_hf(
 
 
 def _write_shards(
-    parts: list[list[tuple[Parameter, Box]]], folder: Path, *, copier: _Copier, dtype: torch.dtype
+    parts: list[list[tuple[Parameter, Box]]], folder: Path, *, copier: _Copier, dtype: torch.dtype, at_once: int
 ) -> list[WrittenShard]:
-    written = []
+    writers = []
     for rank, rows in enumerate(parts):
         writer = ShardWriter(folder / f"shard-{rank:05d}.safetensors")
         for parameter, box in rows:
             piece = Piece(group="model", name=parameter.name, box=box, flat_start=None, numel=box.numel)
             writer.add_lazy(piece, global_shape=parameter.shape, dtype=dtype, load=copier.loader(parameter, box))
-        written.append(writer.finish())
-    return written
+        writers.append(writer)
+    return finish_shards(writers, at_once=at_once)
 
 
 def check_inventory(weights: HfWeights, shape: ModelShape) -> dict[str, str]:
@@ -191,19 +195,28 @@ def _dtypes(dtypes: set[torch.dtype]) -> str:
     return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
-def _check_ram(parts: list[list[tuple[Parameter, Box]]], *, dtype: torch.dtype, limit: int | None) -> None:
+def _check_ram(parts: list[list[tuple[Parameter, Box]]], *, dtype: torch.dtype, limit: int | None) -> int:
+    """Return how many shards to write beside each other."""
     largest, parameter = max(((box.numel, p) for rank in parts for p, box in rank), key=lambda row: row[0])
     # A piece, the pages of its source while it is copied, and one more copy where the element type changes.
-    needed = _BASE_BYTES + 3 * largest * max(dtype.itemsize, 4)
+    piece_bytes = 3 * largest * max(dtype.itemsize, 4)
+    at_once = shards_at_once(piece_bytes)
+    if limit is not None and _BASE_BYTES + at_once * piece_bytes > limit:
+        at_once = 1
+    needed = _BASE_BYTES + at_once * piece_bytes
     if limit is not None and needed > limit:
         raise ConvertError(
             f"up to {needed / 1e9:.2f} GB of memory may be needed for {parameter.name}, --max-ram allows "
             f"{limit / 1e9:.2f}; allow more, or use a larger --tensor, which cuts it into smaller pieces"
         )
+    return at_once
 
 
 class _Copier:
-    """Cut pieces out of the source and enter each copy in the ledger."""
+    """Cut pieces out of the source and enter each copy in the ledger; several threads may load at once.
+
+    Each source is hashed once, by a thread of its own; leaving the block enters the digests.
+    """
 
     def __init__(
         self, weights: HfWeights, *, shape: ModelShape, dtype: torch.dtype, ledger: Ledger, progress: Progress
@@ -213,26 +226,36 @@ class _Copier:
         self._dtype = dtype
         self._ledger = ledger
         self._progress = progress
-        self._hashed: set[str] = set()
+        self._lock = threading.Lock()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sources")
+        self._digests: dict[str, Future[str]] = {}
         self._mapped: set[str] = set()
+
+    def __enter__(self) -> _Copier:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._hasher.shutdown(wait=True, cancel_futures=kind is not None)
+        if kind is None:
+            for name, digest in self._digests.items():
+                self._ledger.digest_source(name, f"sha256:{digest.result()}")
 
     def loader(self, parameter: Parameter, box: Box) -> Callable[[], torch.Tensor]:
         """Return the function that makes one piece when its turn to be written comes."""
         return lambda: self._load(parameter, box)
 
     def _load(self, parameter: Parameter, box: Box) -> torch.Tensor:
-        for name in self._mapped:
-            self._weights.release(name)
-        self._mapped.clear()
+        self._release()
         out: torch.Tensor | None = None
         for whole in slices_of(parameter, self._shape):
             part = whole.within(box)
             if part is None:
                 continue
             source = self._source(part.hf_name)[part.hf_box.slices_within(Box.whole(self._weights.shape(part.hf_name)))]
-            self._ledger.copy(
-                source=part.hf_name, source_box=part.hf_box, target=parameter.name, target_box=part.native_box
-            )
+            with self._lock:
+                self._ledger.copy(
+                    source=part.hf_name, source_box=part.hf_box, target=parameter.name, target_box=part.native_box
+                )
             if part.native_box == box and source.dtype == self._dtype and source.is_contiguous():
                 out = source.view(box.shape)  # the file's own pages: no copy
                 break
@@ -245,8 +268,15 @@ class _Copier:
 
     def _source(self, name: str) -> torch.Tensor:
         tensor = self._weights.map(name)
-        self._mapped.add(name)
-        if name not in self._hashed:
-            self._hashed.add(name)
-            self._ledger.digest_source(name, f"sha256:{tensor_sha256(tensor)}")
+        with self._lock:
+            self._mapped.add(name)
+            if name not in self._digests:
+                self._digests[name] = self._hasher.submit(tensor_sha256, tensor)
         return tensor
+
+    def _release(self) -> None:
+        """Drop the pages of the pieces before; one that another thread still reads comes back by itself."""
+        with self._lock:
+            done, self._mapped = self._mapped, set()
+        for name in done:
+            self._weights.release(name)

@@ -14,6 +14,7 @@ from llama_scale.checkpoint.reader import CheckpointReader
 from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, check_free_space, commit
 from llama_scale.convert.folders import ORIGIN, Progress, Silence, check_target, new_folder
 from llama_scale.convert.shards import Layout, check_layout, shard_parts, topology_record
+from llama_scale.convert.threads import finish_shards, shards_at_once
 from llama_scale.errors import CheckpointError, ConvertError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import iter_parameters
@@ -68,7 +69,8 @@ def _write(reader: CheckpointReader, folder: Path, *, layout: Layout, progress: 
     stages = check_layout(shape, layout)
     table = {p.name for p in iter_parameters(shape)}
     progress.start("resharding", manifest.total_bytes)
-    written = []
+    writers = []
+    largest = 0
     for rank, rows in enumerate(shard_parts(shape, layout, stages)):
         parts = [
             (group, parameter.name, box)
@@ -89,9 +91,10 @@ def _write(reader: CheckpointReader, folder: Path, *, layout: Layout, progress: 
             dtype: torch.dtype = getattr(torch, entry.dtype)
             piece = Piece(group=group, name=name, box=box, flat_start=None, numel=box.numel)
             load = _loader(reader, piece, progress=progress)
+            largest = max(largest, piece.numel * dtype.itemsize)
             writer.add_lazy(piece, global_shape=entry.shape, dtype=dtype, load=load)
-        written.append(writer.finish())
-    return written
+        writers.append(writer)
+    return finish_shards(writers, at_once=shards_at_once(2 * largest))
 
 
 def _loader(reader: CheckpointReader, piece: Piece, *, progress: Progress) -> Callable[[], torch.Tensor]:

@@ -230,3 +230,15 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path, content: bytes, 
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot open .*x\.safetensors: No such file"):
         SafetensorsFile(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_damage_is_found_by_any_number_of_threads(saved: Path, threads: int) -> None:
+    verify_files(saved, threads=threads)
+    shard = saved / load_manifest(saved).shards[-1].file
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"{shard.name}: its SHA-256 is not the one in its manifest"):
+        verify_files(saved, threads=threads)
+    verify_files(saved, threads=threads, hashes=False)
