@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import gcd, log
+from math import gcd, inf, log
 from typing import TYPE_CHECKING
 
 from llama_scale.errors import Problem
 from llama_scale.spec.nearby import divisors, either, multiples_around, nearest, suggest
 from llama_scale.spec.rule import Rule, problem
+from llama_scale.spec.view import Absent
 
 if TYPE_CHECKING:
     from llama_scale.spec.model import InlineModel
@@ -40,12 +41,12 @@ def _degrees(spec: RunSpec) -> str:
     asked = (spec.parallel.data, spec.parallel.tensor, spec.parallel.pipeline)
     world = spec.cluster.nodes * spec.cluster.devices_per_node
     found: list[tuple[int, int, int]] = []
-    model: InlineModel | None = vars(spec).get("model")  # broken sections are absent
+    widths, layers = _limits(spec)
     for tensor in divisors(world):
-        if model is not None and _too_wide(model, tensor):
+        if widths % tensor:
             continue
         for pipeline in divisors(world // tensor):
-            if model is not None and pipeline > model.num_layers:
+            if pipeline > layers:
                 continue
             found.append((world // tensor // pipeline, tensor, pipeline))
 
@@ -57,8 +58,15 @@ def _degrees(spec: RunSpec) -> str:
     return ", ".join(f"(data={d}, tensor={t}, pipeline={p})" for d, t, p in best)
 
 
-def _too_wide(model: InlineModel, tensor: int) -> bool:
-    return gcd(model.num_heads, model.num_kv_heads, model.ffn_hidden_size) % tensor != 0
+def _limits(spec: RunSpec) -> tuple[int, float]:
+    """Return what tensor has to divide (0: anything does) and the most stages, as far as the model is known."""
+    model: InlineModel | None = vars(spec).get("model")  # broken sections are absent
+    if model is None:
+        return 0, inf
+    try:
+        return gcd(model.num_heads, model.num_kv_heads, model.ffn_hidden_size), model.num_layers
+    except Absent:
+        return 0, inf
 
 
 def _sequence(spec: RunSpec) -> Iterator[Problem]:

@@ -24,9 +24,11 @@ from llama_scale.spec.overrides import apply_overrides
 from llama_scale.spec.resolve import resolve, resolve_model
 from llama_scale.spec.rules import check_rules
 from llama_scale.spec.run import RunSpec
+from llama_scale.spec.salvage import salvage
 from llama_scale.spec.secret import find_secrets
 from llama_scale.spec.source import SourceError, read_text
-from llama_scale.spec.structure import check_structure, show, whole_sections
+from llama_scale.spec.structure import check_structure, integral, show
+from llama_scale.spec.view import View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,19 +105,16 @@ def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Probl
     problems = [*find_secrets(root), *misplaced_variables(root)]
     spec, structural = check_structure(data, context=context)
     problems += structural
-    sections = dict(spec) if spec is not None else whole_sections(data, structural, context=context)
+    sections = dict(spec) if spec is not None else salvage(integral(data), structural, context=context)
     resolution = resolve(
         sections,
         RunSpec.model_fields,
         resolve_model=resolve_model,
         read_hostfile=lambda path: Path(path).read_text(encoding="utf-8"),
     )
-    view = RunSpec.model_construct(**resolution.sections)
-    for name in resolution.broken:
-        vars(view).pop(name, None)  # model_construct filled in a default that is not the document's
     problems += resolution.problems
-    problems += check_rules(view, resolution.broken)
-    return (view if not problems else None), problems
+    problems += check_rules(View(**resolution.sections), resolution.broken)
+    return (RunSpec.model_construct(**resolution.sections) if not problems else None), problems
 
 
 def _not_a_mapping(name: str, root: Node | None) -> Problem:

@@ -13,28 +13,19 @@ import re
 from collections.abc import Mapping, Sequence
 from keyword import iskeyword
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from llama_scale.spec.compose import ComposeError, compose
 from llama_scale.spec.nodes import MappingNode
 from llama_scale.spec.overrides import apply_overrides
-from llama_scale.spec.presets import PRESETS
-from llama_scale.spec.resolve import PRESET_CHANGES, resolve
+from llama_scale.spec.resolve import resolve, resolve_view
 from llama_scale.spec.rules import check_rules
 from llama_scale.spec.secret import find_secrets
 from llama_scale.spec.source import SourceError, read_text
+from llama_scale.spec.view import View
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 """What ``llama-scale schema`` prints; regenerate it with that command when a section changes."""
-
-
-class View(SimpleNamespace):
-    """A section's fields by name, defaults filled in."""
-
-    def model_copy(self, *, update: Mapping[str, Any]) -> View:
-        """Return a copy with some fields replaced, as pydantic's models do."""
-        return View(**{**vars(self), **update})
 
 
 class _Unsure(Exception):
@@ -67,20 +58,14 @@ def check_document(data: object) -> View | None:
     except _Unsure:
         return None
     view = View(**resolution.sections)
-    good = not resolution.problems and not check_rules(view, resolution.broken)  # type: ignore[arg-type]
+    good = not resolution.problems and not check_rules(view, resolution.broken)
     return view if good else None
 
 
-def _resolve_model(model: View) -> tuple[View, list[Any]]:
-    if model.kind == "inline":
-        return model, []
-    if model.kind != "preset":
+def _resolve_model(model: View) -> tuple[View | None, list[Any]]:
+    if model.kind == "hf":
         raise _Unsure  # a folder has to be read
-    changes = {key: getattr(model, key) for key in PRESET_CHANGES if getattr(model, key) is not None}
-    numbers = {**PRESETS[model.name].numbers(), **changes}
-    if numbers["rope_scaling"]:
-        numbers["rope_scaling"] = View(**numbers["rope_scaling"])
-    return View(kind="inline", name=model.name, **numbers), []
+    return resolve_view(model)
 
 
 class _Form:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import Problem
 from llama_scale.spec.batch_math import solve_batch
+from llama_scale.spec.view import Absent, View
 
 if TYPE_CHECKING:
+    from llama_scale.spec.hf_config import HfConfig
     from llama_scale.spec.model import HfModel, InlineModel, ModelShape, PresetModel
 
-ModelResolver = Callable[[Any], tuple[Any, list[Problem]]]
+SectionResolver = Callable[[Any], tuple[Any, list[Problem]]]
 HostsReader = Callable[[str], str]
 
 PRESET_CHANGES = ("vocab_size", "num_layers")
@@ -29,7 +32,7 @@ class Resolution:
 
 
 def resolve(
-    sections: Mapping[str, Any], names: Collection[str], *, resolve_model: ModelResolver, read_hostfile: HostsReader
+    sections: Mapping[str, Any], names: Collection[str], *, resolve_model: SectionResolver, read_hostfile: HostsReader
 ) -> Resolution:
     """Resolve the sections that are whole.
 
@@ -42,30 +45,46 @@ def resolve(
     values = dict(sections)
     broken = set(names) - set(values)
     problems: list[Problem] = []
-    if "model" in values:
-        model, found = resolve_model(values["model"])
+    steps: tuple[tuple[str, tuple[str, ...], SectionResolver], ...] = (
+        ("model", (), resolve_model),
+        ("batch", ("parallel",), lambda batch: _resolve_batch(batch, values["parallel"])),
+        ("train", ("batch", "data"), lambda train: (_resolve_train(train, values["batch"], values["data"]), [])),
+        ("launcher", ("cluster",), lambda launcher: _resolve_launcher(launcher, values["cluster"], read_hostfile)),
+    )
+    for name, needs, step in steps:
+        if name not in values:
+            continue
+        resolved, found = None, list[Problem]()
+        if values.keys() >= set(needs):
+            with suppress(Absent):  # a number that it follows from is faulty, which is reported already
+                resolved, found = step(values[name])
         problems += found
-        _put(values, broken, "model", model)
-    if {"batch", "parallel"} <= values.keys():
-        sizes, found = solve_batch(values["batch"], dp_size=values["parallel"].data)
-        problems += found
-        keys = ("global_", "micro", "accumulation")
-        update = dict(zip(keys, sizes, strict=True)) if sizes else {}
-        _put(values, broken, "batch", values["batch"].model_copy(update=update) if sizes else None)
-    else:
-        values.pop("batch", None)
-        broken.add("batch")
-    if {"train", "batch", "data"} <= values.keys():
-        train = values["train"]
-        if train.steps is None and train.tokens is not None:
-            per_step = values["batch"].global_ * values["data"].seq_length
-            values["train"] = train.model_copy(update={"steps": -(-train.tokens // per_step), "tokens": None})
-    if {"launcher", "cluster"} <= values.keys() and getattr(values["launcher"], "hostfile", None) is not None:
-        devices = values["cluster"].devices_per_node
-        launcher, found = _resolve_hosts(values["launcher"], devices=devices, read_hostfile=read_hostfile)
-        problems += found
-        _put(values, broken, "launcher", launcher)
+        if resolved is None:
+            del values[name]
+            broken.add(name)
+        else:
+            values[name] = resolved
     return Resolution(sections=values, broken=broken, problems=problems)
+
+
+def _resolve_batch(batch: Any, parallel: Any) -> tuple[Any, list[Problem]]:
+    sizes, problems = solve_batch(batch, dp_size=parallel.data)
+    if sizes is None:
+        return None, problems
+    return batch.model_copy(update=dict(zip(("global_", "micro", "accumulation"), sizes, strict=True))), []
+
+
+def _resolve_train(train: Any, batch: Any, data: Any) -> Any:
+    if train.steps is not None or train.tokens is None:
+        return train
+    per_step = batch.global_ * data.seq_length
+    return train.model_copy(update={"steps": -(-train.tokens // per_step), "tokens": None})
+
+
+def _resolve_launcher(launcher: Any, cluster: Any, read_hostfile: HostsReader) -> tuple[Any, list[Problem]]:
+    if getattr(launcher, "hostfile", None) is None:
+        return launcher, []
+    return _resolve_hosts(launcher, devices=cluster.devices_per_node, read_hostfile=read_hostfile)
 
 
 def _resolve_hosts(launcher: Any, *, devices: int, read_hostfile: HostsReader) -> tuple[Any, list[Problem]]:
@@ -100,19 +119,39 @@ def _hostfile_problem(message: str, *, hint: str) -> Problem:
     return Problem(path=("launcher", "hostfile"), message=message, hint=hint, code="hostfile")
 
 
-def _put(values: dict[str, Any], broken: set[str], name: str, value: object | None) -> None:
-    if value is None:
-        del values[name]
-        broken.add(name)
-    else:
-        values[name] = value
-
-
-def resolve_model(model: PresetModel | HfModel | InlineModel) -> tuple[InlineModel | None, list[Problem]]:
+def resolve_model(model: PresetModel | HfModel | InlineModel | View) -> tuple[InlineModel | View | None, list[Problem]]:
     """Return the model by its numbers: presets looked up, a Hugging Face config read."""
+    if isinstance(model, View):
+        return resolve_view(model)
     if model.kind == "inline":
         return model, []
     return (_from_preset(model), []) if model.kind == "preset" else _from_hf(model)
+
+
+def resolve_view(model: View) -> tuple[View | None, list[Problem]]:
+    """Return a view of the numbers of a model that is a view; those that its faults leave unknown are absent.
+
+    Raises:
+        Absent: which model it is cannot be told.
+    """
+    if model.kind == "inline":
+        return model, []
+    if model.kind == "hf":
+        config, problems = _read_folder(model.path)
+        if config is None:
+            return None, problems
+        return View(kind="inline", name=name_of(model.path), **dict(config.shape)), []
+    from llama_scale.spec.presets import PRESETS  # lazy: only specs that name a preset need the table
+
+    numbers = PRESETS[model.name].numbers()
+    if numbers["rope_scaling"]:
+        numbers["rope_scaling"] = View(**numbers["rope_scaling"])
+    for key in PRESET_CHANGES:
+        if key not in vars(model):
+            del numbers[key]
+        elif getattr(model, key) is not None:
+            numbers[key] = getattr(model, key)
+    return View(kind="inline", name=model.name, **numbers, absent=PRESET_CHANGES), []
 
 
 def _from_preset(model: PresetModel) -> InlineModel:
@@ -124,16 +163,22 @@ def _from_preset(model: PresetModel) -> InlineModel:
 
 
 def _from_hf(model: HfModel) -> tuple[InlineModel | None, list[Problem]]:
+    config, problems = _read_folder(model.path)
+    if config is None:
+        return None, problems
+    return _inline(config.shape, model, name=name_of(model.path), init_std=config.init_std), []
+
+
+def _read_folder(path: str) -> tuple[HfConfig | None, list[Problem]]:
     from llama_scale.spec.hf_config import HfConfigError, read_hf_config  # lazy: only for kind: hf
 
     try:
-        config = read_hf_config(model.path)
+        return read_hf_config(path), []
     except HfConfigError as error:
         hint = "name the folder of an unquantized LlamaForCausalLM, as save_pretrained writes it"
         return None, [
             Problem(path=("model", "path"), message=fault, hint=hint, code="hf-config") for fault in error.faults
         ]
-    return _inline(config.shape, model, name=name_of(model.path), init_std=config.init_std), []
 
 
 def name_of(path: str) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from llama_scale.errors import Problem
 from llama_scale.spec.base import NAME_PATTERN, PATH_PATTERN, PathContext
@@ -34,41 +33,17 @@ def check_structure(
         data: The document as plain data (``str`` keys, JSON values).
         context: Gives paths their meaning; None leaves them as they are written.
     """
-    data = {key: _integral(value) for key, value in data.items()}
+    data = {key: integral(value) for key, value in data.items()}
     try:
         spec = RunSpec.model_validate_json(json.dumps(data), context=context, by_alias=True, by_name=False)
     except ValidationError as error:
-        return None, [_translate(item, data) for item in error.errors(include_url=False)]
+        return None, [_translate(item, data) for item in error.errors(include_url=False) if not _miscounted(item)]
     return spec, []
 
 
-def whole_sections(
-    data: Mapping[str, Any], problems: Sequence[Problem], *, context: PathContext | None = None
-) -> dict[str, Any]:
-    """Return the sections without structural problems as models, so that rules can still be checked on them.
-
-    Sections that the document leaves out and that have a default are whole too.
-    """
-    broken = {problem.path[0] for problem in problems if problem.path}
-    sections: dict[str, Any] = {}
-    for name, field in RunSpec.model_fields.items():
-        if name in broken:
-            continue
-        if name in data:
-            adapter: TypeAdapter[Any] = TypeAdapter(_annotation(field))
-            text = json.dumps(_integral(data[name]))
-            try:
-                sections[name] = adapter.validate_json(text, context=context, by_alias=True, by_name=False)
-            except ValidationError:  # a constraint of the field itself, such as the union's tag: reported already
-                continue
-        elif not field.is_required():
-            sections[name] = field.get_default(call_default_factory=True)
-    return sections
-
-
-def _annotation(field: FieldInfo) -> Any:
-    """Return a field's type with its constraints and its discriminator."""
-    return Annotated[field.annotation, field]
+def _miscounted(error: Mapping[str, Any]) -> bool:
+    """Tell whether pydantic calls a list too short only because it does not count the items that have faults."""
+    return bool(error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"])
 
 
 def show(value: object) -> str:
@@ -87,14 +62,14 @@ def show(value: object) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def _integral(value: Any) -> Any:
+def integral(value: Any) -> Any:
     """Make floats without a fraction integers, as JSON Schema sees them: ``tokens: 1e9`` is a whole number."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
-        return [_integral(item) for item in value]
+        return [integral(item) for item in value]
     if isinstance(value, dict):
-        return {key: _integral(item) for key, item in value.items()}
+        return {key: integral(item) for key, item in value.items()}
     return value
 
 
