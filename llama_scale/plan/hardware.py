@@ -27,6 +27,15 @@ class Hardware(Section):
     )
     bf16_tflops: PositiveFloat = Field(description="Dense bf16 matrix peak, TFLOP/s.")
     fp8_tflops: PositiveFloat | None = Field(None, description="Dense fp8 matrix peak, TFLOP/s; null without fp8.")
+    fp4_tflops: PositiveFloat | None = Field(None, description="Dense fp4 matrix peak, TFLOP/s; null without fp4.")
+    achievable_bf16_tflops: PositiveFloat | None = Field(
+        None, description="Best measured bf16 matmul rate, TFLOP/s; null: taken as 80% of the peak."
+    )
+    achievable_fp8_tflops: PositiveFloat | None = Field(
+        None, description="Best measured fp8 matmul rate, TFLOP/s; null: taken as 75% of the peak."
+    )
+    multiprocessors: PositiveInt = Field(132, description="Streaming multiprocessors (compute units).")
+    usd_per_hour: PositiveFloat | None = Field(None, description="Price of one device for an hour, US dollars.")
     memory_gb: PositiveFloat = Field(description="Device memory, GB.")
     memory_tb_per_s: PositiveFloat = Field(description="Device memory bandwidth, TB/s.")
     link_gb_per_s: PositiveFloat | None = Field(
@@ -45,6 +54,9 @@ def _row(
     *,
     bf16: float,
     fp8: float | None,
+    fp4: float | None = None,
+    achievable: tuple[float, float | None] | None = None,
+    units: int,
     memory: tuple[float, float],
     link: tuple[float, int] | None,
     network: float | None,
@@ -55,6 +67,10 @@ def _row(
         device_pattern=pattern,
         bf16_tflops=bf16,
         fp8_tflops=fp8,
+        fp4_tflops=fp4,
+        achievable_bf16_tflops=achievable[0] if achievable else None,
+        achievable_fp8_tflops=achievable[1] if achievable else None,
+        multiprocessors=units,
         memory_gb=memory[0],
         memory_tb_per_s=memory[1],
         link_gb_per_s=link[0] if link else None,
@@ -66,44 +82,62 @@ def _row(
 
 HARDWARE: tuple[Hardware, ...] = (
     _row(
-        "a100", r"(NVIDIA )?A100-SXM4?-80GB", bf16=312.0, fp8=None, memory=(80.0, 2.0), link=(300.0, 8),
+        "a100", r"(NVIDIA )?A100-SXM4?-80GB", bf16=312.0, fp8=None, achievable=(271.2, None), units=108,
+        memory=(80.0, 2.0), link=(300.0, 8),
         network=200.0, source=f"{_STAS}; NICs 8 x 200 Gbit/s: arXiv:2104.04473 section 5",
     ),
     _row(
-        "a100-40gb", r"(NVIDIA )?A100-SXM4?-40GB", bf16=312.0, fp8=None, memory=(40.0, 1.555), link=(300.0, 8),
+        "a100-40gb", r"(NVIDIA )?A100-SXM4?-40GB", bf16=312.0, fp8=None, achievable=(271.2, None), units=108,
+        memory=(40.0, 1.555), link=(300.0, 8),
         network=200.0, source=f"{_STAS}; bandwidth: NVIDIA A100 data sheet",
     ),
     _row(
-        "a800", r"(NVIDIA )?A800-SXM4?-80GB", bf16=312.0, fp8=None, memory=(80.0, 2.0), link=(200.0, 8),
+        "a800", r"(NVIDIA )?A800-SXM4?-80GB", bf16=312.0, fp8=None, achievable=(271.2, None), units=108,
+        memory=(80.0, 2.0), link=(200.0, 8),
         network=100.0, source="as a100 with NVLink cut to 400 GB/s both ways; 4 x 100 Gbit/s RoCE: InternEvo docs",
     ),
     _row(
-        "h100", r"(NVIDIA )?H100 80GB HBM3", bf16=989.0, fp8=1979.0, memory=(80.0, 3.35), link=(450.0, 8),
+        "h100", r"(NVIDIA )?H100 80GB HBM3", bf16=989.0, fp8=1979.0, achievable=(794.5, 1402.6), units=132,
+        memory=(80.0, 3.35), link=(450.0, 8),
         network=400.0, source=f"{_STAS}; {_DGXC}; arXiv:2402.16819",
     ),
     _row(
-        "h100-pcie", r"(NVIDIA )?H100 PCIe", bf16=756.0, fp8=1513.0, memory=(80.0, 2.0), link=None,
+        "h100-96gb", r"(NVIDIA )?H100 96GB HBM2e", bf16=989.0, fp8=1979.0, achievable=(671.0, 1185.0), units=132,
+        memory=(96.0, 2.4), link=(450.0, 8), network=400.0,
+        source="torchtitan benchmarks/llama3_h100_202412 (500 W, HBM2e); achievable: h100's times sqrt(500/700)",
+    ),
+    _row(
+        "h100-pcie", r"(NVIDIA )?H100 PCIe", bf16=756.0, fp8=1513.0, units=114,
+        memory=(80.0, 2.0), link=None,
         network=None, source=_STAS,
     ),
     _row(
-        "h200", r"(NVIDIA )?H200", bf16=989.0, fp8=1979.0, memory=(141.0, 4.8), link=(450.0, 8),
+        "h200", r"(NVIDIA )?H200", bf16=989.0, fp8=1979.0, achievable=(794.5, 1453.4), units=132,
+        memory=(141.0, 4.8), link=(450.0, 8),
         network=400.0, source=f"{_STAS}; network: torchtitan's H200 report",
     ),
     _row(
-        "b200", r"(NVIDIA )?B200", bf16=2250.0, fp8=4500.0, memory=(180.0, 8.0), link=(900.0, 8),
+        "b200", r"(NVIDIA )?B200", bf16=2250.0, fp8=4500.0, fp4=9000.0, achievable=(1745.0, 3432.5), units=148,
+        memory=(180.0, 8.0), link=(900.0, 8),
         network=400.0, source=f"{_STAS}; {_DGXC}",
     ),
     _row(
-        "b300", r"(NVIDIA )?B300( SXM6( AC)?)?", bf16=2250.0, fp8=4500.0, memory=(288.0, 8.0), link=(900.0, 8),
+        "b300", r"(NVIDIA )?B300( SXM6( AC)?)?", bf16=2250.0, fp8=4500.0, fp4=13500.0,
+        achievable=(1769.0, 3353.3), units=148,
+        memory=(288.0, 8.0), link=(900.0, 8),
         network=800.0, source=f"{_STAS}; {_DGXC} (270 GB usable)",
     ),
     _row(
-        "gb200", r"(NVIDIA )?GB200", bf16=2450.0, fp8=4900.0, memory=(186.0, 8.0), link=(900.0, 72),
+        "gb200", r"(NVIDIA )?GB200", bf16=2450.0, fp8=4900.0, fp4=9800.0, achievable=(1822.0, 3615.6), units=152,
+        memory=(186.0, 8.0), link=(900.0, 72),
         network=400.0, source=f"{_DGXC}; network: {_STAS} (4 ConnectX-7 a tray)",
     ),
     _row(
-        "gb300", r"(NVIDIA )?GB300", bf16=2450.0, fp8=4900.0, memory=(279.0, 8.0), link=(900.0, 72),
-        network=800.0, source=f"{_DGXC}; network: NVIDIA NVL72 reference architecture (4 ConnectX-8 a tray)",
+        "gb300", r"(NVIDIA )?GB300", bf16=2450.0, fp8=4900.0, fp4=14700.0, achievable=(1968.0, 3905.0), units=152,
+        memory=(279.0, 8.0), link=(900.0, 72),
+        network=800.0,
+        source=f"{_DGXC}; network: NVIDIA NVL72 reference architecture (4 ConnectX-8 a tray); "
+        "achievable: gb200's times sqrt(1400 W/1200 W)",
     ),
 )  # fmt: skip
 """The accelerators that are known without a file of the user's."""

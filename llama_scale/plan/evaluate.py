@@ -1,0 +1,61 @@
+"""Predictions for rows of published measurements."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_scale.errors import SpecError
+from llama_scale.plan.constants import DEFAULT, Constants
+from llama_scale.plan.rows import read_row
+from llama_scale.plan.run_memory import run_memory
+from llama_scale.plan.step_time import step_time, tokens_per_second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What is predicted for one row.
+
+    Args:
+        tokens_per_s_per_gpu: Throughput.
+        peak_mem_gb: Peak memory in the row's metric, GB.
+        fits: Whether the run fits into the device.
+        notes: What had to be assumed.
+    """
+
+    tokens_per_s_per_gpu: float
+    peak_mem_gb: float
+    fits: bool
+    notes: tuple[str, ...]
+
+
+def predict_row(row: Mapping[str, str], *, constants: Constants = DEFAULT) -> Prediction:
+    """Predict one row; cells that cannot be read take a usual value, with a note."""
+    workload, notes = read_row(row)
+    memory = run_memory(workload, constants=constants)
+    step = step_time(workload, constants=constants)
+    return Prediction(
+        tokens_per_s_per_gpu=tokens_per_second(workload, step),
+        peak_mem_gb=memory.in_metric(row.get("mem_metric") or ""),
+        fits=memory.fits,
+        notes=tuple(notes),
+    )
+
+
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file.
+
+    Raises:
+        SpecError: the file cannot be read, or has no header with the columns that name a model.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in ("hidden", "n_layers", "gpu") if name not in (reader.fieldnames or ())]
+            if missing:
+                raise SpecError(f"{path}: no column {', '.join(missing)}; the first line must name the columns")
+            yield from reader
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SpecError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,253 @@
+"""Published measurements as workloads: one CSV row names model, machine and layout; what it leaves open is inferred.
+
+Columns are those of docs/planner.md. ``framework``, ``attention_kernel`` and ``notes`` say what software did; only
+general facts are read from them: which kernels are fused, which traffic overlaps, how fast the network is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from llama_scale.plan.hardware import HARDWARE, Hardware, find_hardware
+from llama_scale.plan.workload import (
+    AttentionKernel,
+    Dimensions,
+    Parallelism,
+    Precision,
+    RecomputeKind,
+    Sharding,
+    Software,
+    Workload,
+)
+
+_SYSTEMS = {
+    "A100-80GB-SXM": "a100",
+    "A100-40GB-SXM": "a100-40gb",
+    "A800-80GB-SXM": "a800",
+    "H100-80GB-SXM": "h100",
+    "H100-96GB-SXM-500W": "h100-96gb",
+    "H100-PCIe": "h100-pcie",
+    "H200-141GB-SXM": "h200",
+    "B200-180GB": "b200",
+    "B300-288GB": "b300",
+    "GB200-186GB-NVL72": "gb200",
+    "GB300-288GB-NVL72": "gb300",
+}
+
+_SHARDINGS: dict[str, Sharding] = {
+    "none": "none",
+    "distopt": "zero1",
+    "zero1": "zero1",
+    "zero1-node": "zero1-node",
+    "zero2": "zero2",
+    "zero3": "zero3",
+    "fsdp": "zero3",
+    "fsdp-hsdp": "hsdp",
+}
+
+_PRECISIONS: dict[str, Precision] = {
+    "fp32": "fp32", "bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4",
+}  # fmt: skip
+
+
+class RowReader:
+    """Reads one row and collects what it had to assume."""
+
+    def __init__(self, row: Mapping[str, str]) -> None:
+        self._row = row
+        self.notes: list[str] = []
+
+    def text(self, name: str) -> str:
+        """Return a cell without surrounding blanks; empty when the column is missing."""
+        return (self._row.get(name) or "").strip()
+
+    def number(self, name: str, default: int) -> int:
+        """Return a positive whole number, or the default with a note."""
+        cell = self.text(name)
+        try:
+            value = round(float(cell))
+        except (ValueError, OverflowError):
+            value = 0
+        if value >= 1:
+            return value
+        self.notes.append(f"{name}={cell!r} taken as {default}")
+        return max(1, default)
+
+    def flag(self, name: str) -> bool:
+        """Tell whether a cell is 1."""
+        return self.text(name) in ("1", "true", "True")
+
+    def optional(self, name: str) -> int:
+        """Return a number, 0 when the cell is empty."""
+        return self.number(name, 0) if self.text(name) else 0
+
+
+def read_row(row: Mapping[str, str]) -> tuple[Workload, list[str]]:
+    """Return the workload of a row and notes on what was assumed.
+
+    Cells that are empty or no number take the most common value of published runs, never an error.
+    """
+    reader = RowReader(row)
+    hardware = _hardware(reader)
+    model = _dimensions(reader)
+    parallel = _parallelism(reader, model)
+    precision = _PRECISIONS.get(reader.text("precision"))
+    if precision is None:
+        reader.notes.append(f"precision={reader.text('precision')!r} taken as bf16")
+        precision = "bf16"
+    gpus_per_node = reader.number("gpus_per_node", hardware.link_devices)
+    micro = reader.number("micro_batch", 1)
+    workload = Workload(
+        model=model,
+        parallel=parallel,
+        software=_software(reader, parallel=parallel, gated=model.gated),
+        hardware=hardware,
+        devices_per_node=gpus_per_node,
+        precision=precision,
+        seq_length=reader.number("seq_len", 2048),
+        micro_batch=micro,
+        global_batch=reader.number("global_batch", micro * parallel.dp),
+    )
+    return workload, reader.notes
+
+
+def _hardware(reader: RowReader) -> Hardware:
+    name = reader.text("gpu")
+    row = find_hardware(_SYSTEMS.get(name, name))
+    if row is None:
+        row = next((h for h in HARDWARE if name.lower().startswith(h.name)), find_hardware("h100"))
+        assert row is not None
+        reader.notes.append(f"gpu={name!r} is not in the hardware table; taken as {row.name}")
+    share = _network_gbit(reader.text("notes"), gpus_per_node=reader.number("gpus_per_node", row.link_devices))
+    return row if share is None else row.model_copy(update={"network_gbit_per_s": share})
+
+
+def _network_gbit(notes: str, *, gpus_per_node: int) -> float | None:
+    """Return a device's share of a network that the notes name, as in ``4x100Gb`` or ``800Gbps-per-node``."""
+    adapters = re.search(r"(\d+)x(\d+)Gb", notes)
+    if adapters:
+        return int(adapters[1]) * int(adapters[2]) / gpus_per_node
+    node = re.search(r"(\d+)Gbps[- ](?:per-node|RoCE/node)", notes)
+    return int(node[1]) / gpus_per_node if node else None
+
+
+def _dimensions(reader: RowReader) -> Dimensions:
+    hidden = reader.number("hidden", 4096)
+    heads = reader.number("n_heads", max(1, hidden // 128))
+    gated = reader.flag("gated_mlp")
+    experts = reader.optional("moe_n_experts")
+    return Dimensions(
+        layers=reader.number("n_layers", 32),
+        hidden=hidden,
+        ffn=reader.number("ffn_hidden", 4 * hidden),
+        heads=heads,
+        kv_heads=reader.number("n_kv_heads", heads),
+        head_dim=reader.number("head_dim", max(1, hidden // heads)),
+        vocab=reader.number("vocab", 50304),
+        gated=gated,
+        tied=reader.flag("tied_emb"),
+        experts=experts,
+        active_experts=reader.optional("moe_topk"),
+        expert_ffn=reader.optional("moe_ffn_hidden"),
+    )
+
+
+def _parallelism(reader: RowReader, model: Dimensions) -> Parallelism:
+    tp, pp, cp = (reader.number(name, 1) for name in ("tp", "pp", "cp"))
+    devices = reader.number("n_gpus", tp * pp * cp)
+    dp = max(1, devices // (tp * pp * cp))
+    vp = reader.number("vp", _usual_chunks(model.layers, pp)) if pp > 1 else 1
+    text = reader.text("recompute")
+    kind: RecomputeKind = "full" if "full" in text else "selective" if text == "selective" else "none"
+    share = 1.0
+    part = re.search(r"recompute of (\d+)/(\d+) layers", reader.text("notes"))
+    if text.startswith("partial"):
+        share = int(part[1]) / int(part[2]) if part else 0.25
+    sharding = _SHARDINGS.get(reader.text("sharding"))
+    if sharding is None:
+        reader.notes.append(f"sharding={reader.text('sharding')!r} taken as none")
+        sharding = "none"
+    balanced = "nanotron" in reader.text("framework").lower() and pp > 1 and vp == 1
+    return Parallelism(
+        dp=dp,
+        tp=tp,
+        pp=pp,
+        vp=vp,
+        cp=cp,
+        ep=max(1, reader.optional("ep")),
+        sharding=sharding,
+        sequence=reader.flag("seq_parallel") and tp > 1,
+        recompute=kind,
+        recompute_layers=share,
+        stage_layers=(_balanced(model, pp) or None) if balanced else None,
+    )
+
+
+def _usual_chunks(layers: int, pp: int) -> int:
+    """Return the interleaving of published runs that do not print it: chunks of two layers, else of one."""
+    places = layers + 2 if layers % pp and (layers + 2) % pp == 0 else layers
+    each = max(1, places // pp)
+    return each // 2 if each % 2 == 0 else each
+
+
+def _balanced(model: Dimensions, pp: int) -> tuple[int, ...]:
+    """Return layers of stages that weigh the output layer's FLOPs like those of layers."""
+    layer = model.attention_numel + model.mlp_matrices * model.hidden * model.active_mlp_width
+    head = model.vocab * model.hidden / layer
+    share = (model.layers + head) / pp
+    counts = [round(share * (stage + 1)) - round(share * stage) for stage in range(pp - 1)]
+    last = model.layers - sum(counts)
+    return (*counts, last) if last >= 1 else ()
+
+
+_MODERN = ("nemo", "bridge", "megatron-core", "maxtext", "paxml", "megascale", "meta internal")
+"""Frameworks since 2023 that overlap tensor, data and pipeline traffic with compute."""
+
+_COMPILED = ("compile", "jax", "maxtext", "pax")
+"""Frameworks that compile element-wise operations into few kernels."""
+
+
+def _software(reader: RowReader, *, parallel: Parallelism, gated: bool) -> Software:
+    framework, kernel = reader.text("framework").lower(), reader.text("attention_kernel").lower()
+    notes = reader.text("notes").lower()
+
+    def named(words: Iterable[str]) -> bool:
+        return any(word in framework for word in words)
+
+    modern, compiled = named(_MODERN), named(_COMPILED)
+    megatron = "megatron" in framework or modern
+    flash_family = named(("internevo", "nanotron"))  # build on FlashAttention's fused norms and rotary embedding
+    sharded = parallel.sharding in ("zero3", "hsdp")
+    overlaps = modern or compiled or sharded or "internevo" in framework
+    single = not (megatron or named(("nanotron", "titan")))  # gradients stay in 16 bits
+    extra = re.search(r"\+(\d) B/param", reader.text("notes"))
+    deepspeed = named(("deepspeed", "+dee")) and not extra and parallel.sharding != "none"
+    sends = 2 if single or (kernel == "unfused" and megatron) or "pure" in notes else 4
+    return Software(
+        attention=_attention(kernel),
+        fused=not gated or modern or compiled or "rms" in kernel or flash_family,
+        overlap_grads=overlaps and "no dp overlap" not in notes,
+        overlap_params=overlaps,
+        overlap_tp=modern or "async" in notes or "asynctp" in framework,
+        overlap_p2p=modern or parallel.vp > 1,
+        scatter_p2p=megatron,
+        dropout=kernel == "unfused" and megatron,
+        gradient_bytes=sends + (int(extra[1]) if extra else 0),
+        reduce_bytes=sends,
+        optimizer_bytes=24 if "internevo" in framework else 16 if deepspeed else 12,
+        flat_gather=not named(("deepspeed", "+dee")),
+        parallel_loss=megatron or flash_family or named(("titan",)),
+        logits_bytes=10 if megatron else 14 if flash_family or named(("titan", "composer")) else 18,
+        selective_operations=compiled or named(("titan",)),
+    )
+
+
+def _attention(kernel: str) -> AttentionKernel:
+    if kernel == "torch":
+        return "unfused-eager"
+    if kernel in ("unfused", "fused", "unknown"):
+        return "unfused"
+    if "v1" in kernel or "flash1" in kernel:
+        return "flash1"
+    return "flash3" if "cudnn" in kernel or "flash3" in kernel else "flash2"

@@ -1,0 +1,166 @@
+"""Time of one training step, by part: compute of the slowest stage, bubble, and the traffic that nothing hides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from math import log2
+
+from llama_scale.plan.communication import Fabric, make_fabric
+from llama_scale.plan.constants import DEFAULT, Constants
+from llama_scale.plan.data_traffic import exposed_seconds
+from llama_scale.plan.kernels import Device, make_device
+from llama_scale.plan.layer_time import LayerTime, embedding_time, head_time, layer_time
+from llama_scale.plan.workload import Workload
+from llama_scale.plan.workload_sizes import rank_numel, stage_counts
+
+_OPTIMIZER_BYTES = 38.0
+"""Bytes moved for each parameter: AdamW reads gradient, both moments and the master copy, writes three of them and the
+weight; the gradient is read once more for its norm and zeroed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Seconds of one step on its slowest stage, by part; they add up to the step.
+
+    Args:
+        gemm: Matrix products of layers.
+        attention: Attention cores.
+        pointwise: Norms and element-wise kernels.
+        launch: Gaps between kernels and waiting for the host.
+        head: Output layer, loss and embedding.
+        recompute: Forward passes done again.
+        tensor: Exposed tensor, context and expert parallel traffic.
+        transfers: Exposed sends between stages.
+        bubble: Waiting for other stages.
+        data: Exposed traffic of gradients and sharded weights.
+        optimizer: The update.
+        straggling: Waiting for the slowest of many nodes.
+    """
+
+    gemm: float
+    attention: float
+    pointwise: float
+    launch: float
+    head: float
+    recompute: float
+    tensor: float
+    transfers: float
+    bubble: float
+    data: float
+    optimizer: float
+    straggling: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+
+LayerTimer = Callable[[Workload], tuple[LayerTime, tuple[float, float], tuple[float, float]]]
+
+
+def step_time(workload: Workload, *, constants: Constants = DEFAULT, timer: LayerTimer | None = None) -> StepTime:
+    """Predict a step.
+
+    Args:
+        workload: The run.
+        constants: The model's constants.
+        timer: Gives the times of a layer, of the head and of the embedding; a search passes one that remembers them.
+    """
+    fabric = make_fabric(workload, constants=constants)
+    if timer is None:
+        device = make_device(workload.hardware, precision=workload.precision, constants=constants)
+        timer = make_timer(device, fabric)
+    layer, head, embedding = timer(workload)
+    parallel = workload.parallel
+    again = _recomputed(layer, workload)
+    one_layer = layer.forward + layer.backward + again
+    counts = stage_counts(workload.model.layers, parallel)
+    stages = [sum(counts[stage :: parallel.pp]) for stage in range(parallel.pp)]
+    busy = [layers * one_layer for layers in stages]
+    busy[0] += sum(embedding)
+    busy[-1] += sum(head)
+    slow = max(range(parallel.pp), key=lambda stage: busy[stage])
+    micro = workload.micro_batches
+    ends = (sum(embedding) if slow == 0 else 0.0) + (sum(head) if slow == parallel.pp - 1 else 0.0)
+    transfers = _transfers(workload, fabric, micro=micro)
+    bubble = (sum(busy) - busy[slow]) / parallel.vp
+    layers = stages[slow]
+    scale = layers * micro
+    seconds = busy[slow] * micro + transfers
+    data = exposed_seconds(
+        workload, fabric, forward=layer.forward, backward=layer.backward + again, layers=layers, spare=bubble
+    )
+    optimizer = _optimizer(workload, constants=constants)
+    nodes = max(1.0, parallel.devices / max(1, workload.devices_per_node))
+    return StepTime(
+        gemm=scale * sum(layer.gemm),
+        attention=scale * sum(layer.attention),
+        pointwise=scale * sum(layer.pointwise),
+        launch=scale * sum(layer.launch),
+        head=micro * ends,
+        recompute=scale * again,
+        tensor=scale * sum(layer.tensor),
+        transfers=transfers,
+        bubble=bubble,
+        data=data,
+        optimizer=optimizer,
+        straggling=constants.straggler * log2(nodes) * (seconds + bubble),
+    )
+
+
+def make_timer(device: Device, fabric: Fabric) -> LayerTimer:
+    """Return a function that times a workload's layer, head and embedding."""
+
+    def timer(workload: Workload) -> tuple[LayerTime, tuple[float, float], tuple[float, float]]:
+        return (
+            layer_time(workload, device=device, fabric=fabric),
+            head_time(workload, device=device),
+            embedding_time(workload, device=device),
+        )
+
+    return timer
+
+
+def tokens_per_second(workload: Workload, step: StepTime) -> float:
+    """Return the tokens that one device trains on in a second."""
+    samples = workload.micro_batches * workload.micro_batch * workload.parallel.dp
+    return samples * workload.seq_length / step.total / workload.parallel.devices
+
+
+def _recomputed(layer: LayerTime, workload: Workload) -> float:
+    kind = workload.parallel.recompute
+    if kind == "none":
+        return 0.0
+    if kind == "selective":
+        if workload.software.selective_operations:
+            return layer.gemm[0] / 2 + layer.pointwise[0]
+        return layer.attention[0]
+    return layer.forward * workload.parallel.recompute_layers
+
+
+def _transfers(workload: Workload, fabric: Fabric, *, micro: int) -> float:
+    parallel = workload.parallel
+    if parallel.pp == 1:
+        return 0.0
+    size = workload.tokens * workload.model.hidden * workload.element_bytes
+    if parallel.sequence or workload.software.scatter_p2p:
+        size = size // parallel.tp
+    stride = parallel.tp * parallel.cp * parallel.dp
+    one = fabric.send_seconds(size, stride=stride, devices=parallel.devices)
+    filling = 2 * (parallel.pp - 1) * one
+    if workload.software.overlap_p2p and parallel.vp > 1:
+        return filling
+    return filling + 2 * micro * parallel.vp * one
+
+
+def _optimizer(workload: Workload, *, constants: Constants) -> float:
+    parallel = workload.parallel
+    shards = {
+        "none": 1,
+        "zero1-node": max(1, min(parallel.dp, workload.devices_per_node // parallel.tp)),
+        "hsdp": max(1, min(parallel.dp, workload.devices_per_node // parallel.tp)),
+    }.get(parallel.sharding, parallel.dp * parallel.cp)
+    moved = _OPTIMIZER_BYTES * rank_numel(workload) / shards
+    return moved / (workload.hardware.memory_tb_per_s * 1e12 * constants.memory)
