@@ -127,6 +127,21 @@ def keep_origin(source: Path, checkpoint: Path) -> None:
         shutil.copyfile(path, origin / path.name)
 
 
+_DEEPSPEED_FILES = (
+    "*mp_rank_*_model_states.pt",
+    "*_optim_states.pt",
+    "layer_*-model_*-model_states.pt",
+    "zero/*/fp32.pt",
+)
+"""What DeepSpeed's own checkpoints consist of: ZeRO, ZeRO's optimizer state, pipeline, universal."""
+
+
+def _deepspeed_folder(path: Path) -> Path | None:
+    """Return the folder in or right below ``path`` that DeepSpeed itself has written, if any."""
+    folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
+    return next((f for f in folders if any(next(f.glob(pattern), None) for pattern in _DEEPSPEED_FILES)), None)
+
+
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint that a user means: the folder itself, or the newest complete one of a run.
 
@@ -148,6 +163,13 @@ def find_checkpoint(path: Path) -> Path:
     if (path / "config.json").is_file():
         raise ConvertError(
             f"{path} is a Hugging Face folder, no checkpoint; `llama-scale convert import` makes one of it"
+        )
+    foreign = _deepspeed_folder(path)
+    if foreign is not None:
+        raise ConvertError(
+            f"{foreign} is a checkpoint in DeepSpeed's own format, written by a script of its own; runs of llama-scale "
+            "save another format under every engine. Make a Hugging Face folder of it where it was trained (with "
+            "DeepSpeed's zero_to_fp32.py and that script's model class), then `llama-scale convert import` that"
         )
     raise ConvertError(f"{path} is neither a run folder nor a checkpoint: it has no manifest.json and no checkpoints/")
 
