@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel
 
 from llama_scale.spec.compose import compose
 from llama_scale.spec.load import load_spec
@@ -18,7 +21,8 @@ def load_resumed(path: Path, *, overrides: Sequence[str]) -> tuple[RunSpec, tupl
 
     A resolved spec holds numbers that were derived once: all three batch sizes, and the size of the cluster. When a
     change makes them disagree, the ones that the user did not name follow again: global and micro batch stay,
-    accumulation follows the replicas; on one host devices_per_node follows the product of the degrees.
+    accumulation follows the replicas; on one host devices_per_node follows the product of the degrees. A section whose
+    ``kind`` changes keeps the settings that both kinds have.
 
     Args:
         path: The run folder's ``spec.yaml``.
@@ -34,8 +38,49 @@ def load_resumed(path: Path, *, overrides: Sequence[str]) -> tuple[RunSpec, tupl
         return load_spec(path), ()
     old = load_spec(path)
     derived = _followers(path, old, overrides)
-    spec = load_spec(path, overrides=[*derived, *overrides])
-    return spec, tuple(_notes(old, spec, derived))
+    kinds = list(_changed_kinds(old, overrides))
+    spec = load_spec(path, overrides=[*(text for text, _ in kinds), *derived, *overrides])
+    return spec, (*(note for _, note in kinds if note), *_notes(old, spec, derived))
+
+
+def _changed_kinds(old: RunSpec, overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield an override and a note for each section that gets another ``kind``.
+
+    The resolved spec names every setting of the old kind; those that the new kind does not have would be unknown keys.
+    """
+    for text in overrides:
+        name, _, value = text.partition("=")
+        section, _, key = name.strip().partition(".")
+        before = getattr(old, section, None)
+        if key != "kind" or not isinstance(before, BaseModel):
+            continue
+        kind = value.strip().strip("'\"")
+        member = next((m for m in _union(section) if kind in get_args(m.model_fields["kind"].annotation)), None)
+        if member is None or isinstance(before, member):
+            continue  # load_spec says what is wrong
+        settings = before.model_dump(mode="json", by_alias=True, exclude={"kind"})
+        kept = {name: value for name, value in settings.items() if name in member.model_fields}
+        left = [f"{section}.{name}" for name in settings if name not in kept]
+        note = f"left out, as {kind} has no such settings: {', '.join(left)}" if left else ""
+        yield f"{section}={json.dumps({'kind': kind} | kept)}", note
+
+
+def _union(section: str) -> list[type[BaseModel]]:
+    """Return the kinds that a section of the spec can be."""
+    found: list[type[BaseModel]] = []
+
+    def collect(annotation: Any) -> None:
+        if get_origin(annotation) is Annotated:
+            collect(get_args(annotation)[0])
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if "kind" in annotation.model_fields:
+                found.append(annotation)
+        else:
+            for part in get_args(annotation):
+                collect(part)
+
+    collect(RunSpec.model_fields[section].annotation)
+    return found
 
 
 def _followers(path: Path, old: RunSpec, overrides: Sequence[str]) -> list[str]:

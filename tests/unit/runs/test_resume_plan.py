@@ -151,3 +151,26 @@ def test_what_the_user_names_is_not_touched(resolved: Path) -> None:
         load_resumed(resolved, overrides=["parallel.data=3"])
     with pytest.raises(SpecError, match=r"parallel.tensor"):
         load_resumed(resolved, overrides=["parallel.tensor=many"])
+
+
+ALONE = ("parallel.pipeline=1", "parallel.tensor=1", "parallel.data=4")
+
+
+def test_another_kind_drops_the_settings_that_it_does_not_have(resolved: Path) -> None:
+    spec, notes = load_resumed(resolved, overrides=["engine.kind=ddp", "engine.bucket_mb=3", *ALONE])
+    assert spec.engine.model_dump() == {"kind": "ddp", "bucket_mb": 3}
+    assert notes[0].startswith("left out, as ddp has no such settings: engine.distributed_optimizer, engine.overlap_")
+
+    spec, notes = load_resumed(resolved, overrides=["schedule.kind=cosine", "launcher.kind=local"])
+    assert (spec.schedule.kind, spec.schedule.warmup_steps, notes) == ("cosine", 0, ())
+
+
+def test_settings_that_both_kinds_have_are_kept(resolved: Path) -> None:
+    resolved.write_text(dump_spec(load_resumed(resolved, overrides=["schedule.warmup_steps=2"])[0]), encoding="utf-8")
+    spec, notes = load_resumed(resolved, overrides=["schedule.kind=wsd", "schedule.decay_steps=1"])
+    assert (spec.schedule.kind, spec.schedule.warmup_steps, notes) == ("wsd", 2, ())
+
+
+def test_a_kind_that_there_is_not_is_refused(resolved: Path) -> None:
+    with pytest.raises(SpecError, match="ddpp"):
+        load_resumed(resolved, overrides=["engine.kind=ddpp"])
