@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from llama_scale.plan.constants import DEFAULT, Constants
-from llama_scale.plan.evaluate import predict_row, read_rows
+from llama_scale.plan.evaluate import best_micro_batch, predict_row, read_rows
 from llama_scale.plan.rows import read_row
 from llama_scale.plan.step_time import step_time, tokens_per_second
 from llama_scale.plan.workload import Workload
@@ -58,7 +58,10 @@ def timed_rows(rows: Iterable[Mapping[str, str]]) -> list[Timed]:
         measured = row.get("ref_tokens_per_s_per_gpu") or ""
         wanted = row.get("status") == "ok" and row.get("quality") == "A" and row.get("task") == "pretrain"
         if measured and wanted and not row.get("moe_n_experts"):
-            found.append(Timed(row["source"], read_row(row)[0], float(measured)))
+            workload = read_row(row)[0]
+            if not row.get("micro_batch"):
+                workload = best_micro_batch(workload)
+            found.append(Timed(row["source"], workload, float(measured)))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_scale.errors import SpecError
@@ -12,6 +12,7 @@ from llama_scale.plan.constants import DEFAULT, Constants
 from llama_scale.plan.rows import read_row
 from llama_scale.plan.run_memory import run_memory
 from llama_scale.plan.step_time import step_time, tokens_per_second
+from llama_scale.plan.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +32,16 @@ class Prediction:
     notes: tuple[str, ...]
 
 
+_MICRO_BATCHES = (1, 2, 4, 8)
+"""What is tried where a row does not print its micro-batch: published runs are tuned."""
+
+
 def predict_row(row: Mapping[str, str], *, constants: Constants = DEFAULT) -> Prediction:
     """Predict one row; cells that cannot be read take a usual value, with a note."""
     workload, notes = read_row(row)
+    if not (row.get("micro_batch") or "").strip():
+        workload = best_micro_batch(workload, constants=constants)
+        notes.append(f"micro_batch={workload.micro_batch} is the fastest that fits")
     memory = run_memory(workload, constants=constants)
     step = step_time(workload, constants=constants)
     return Prediction(
@@ -42,6 +50,16 @@ def predict_row(row: Mapping[str, str], *, constants: Constants = DEFAULT) -> Pr
         fits=memory.fits,
         notes=tuple(notes),
     )
+
+
+def best_micro_batch(workload: Workload, *, constants: Constants = DEFAULT) -> Workload:
+    """Return the workload with the micro-batch that is fastest among those that fit, or the smallest one."""
+    replica = max(1, workload.global_batch // workload.parallel.dp)
+    tried = [replace(workload, micro_batch=micro) for micro in _MICRO_BATCHES if replica % micro == 0]
+    fitting = [one for one in tried if run_memory(one, constants=constants).fits]
+    if not fitting:
+        return tried[0]
+    return max(fitting, key=lambda one: tokens_per_second(one, step_time(one, constants=constants)))
 
 
 def read_rows(path: Path) -> Iterator[dict[str, str]]:

@@ -152,6 +152,11 @@ def find_hardware(device_name: str, *, table: tuple[Hardware, ...] = HARDWARE) -
     return None
 
 
+def device_bytes(memory_gb: float) -> float:
+    """Return the bytes that a device named for so many GB gives to programs: GiB in truth, less 1% for its driver."""
+    return 0.99 * memory_gb * (1 << 30)
+
+
 def peak_flops(device_name: str, dtype: Dtype) -> float | None:
     """Return a device's dense matrix peak in FLOP/s, or None where it is not known.
 

@@ -83,15 +83,16 @@ def layer_time(workload: Workload, *, device: Device, fabric: Fabric) -> LayerTi
 def _gemms(workload: Workload, device: Device) -> tuple[float, float]:
     model, tp = workload.model, workload.parallel.tp
     tokens, hidden = workload.tokens, model.hidden
-    shapes = [(tokens, (model.queries + model.keys_values) // tp, hidden), (tokens, hidden, model.queries // tp)]
+    queries = max(1, model.queries // tp)
+    shapes = [(tokens, max(1, (model.queries + model.keys_values) // tp), hidden), (tokens, hidden, queries)]
     times = 1.0
     if model.experts:
         # Balanced routing: an expert's rows are its share of the tokens that its group of ranks routes.
         local = max(1, model.experts // workload.parallel.ep)
         rows = max(1, tokens * model.active_experts // local)
-        width, times = model.expert_ffn, float(local)
+        width, times = max(1, model.expert_ffn), float(local)
     else:
-        rows, width = tokens, model.ffn // tp
+        rows, width = tokens, max(1, model.ffn // tp)
     mlp = [(rows, width * (model.mlp_matrices - 1), hidden), (rows, hidden, width)]
     forward = backward = 0.0
     for factor, group in ((1.0, shapes), (times, mlp)):

@@ -51,6 +51,10 @@ _PRECISIONS: dict[str, Precision] = {
 }  # fmt: skip
 
 
+_LARGEST = 10**9
+"""No count of a run is larger; what is, is a typing error."""
+
+
 class RowReader:
     """Reads one row and collects what it had to assume."""
 
@@ -69,7 +73,7 @@ class RowReader:
             value = round(float(cell))
         except (ValueError, OverflowError):
             value = 0
-        if value >= 1:
+        if 1 <= value <= _LARGEST:
             return value
         self.notes.append(f"{name}={cell!r} taken as {default}")
         return max(1, default)
@@ -97,7 +101,7 @@ def read_row(row: Mapping[str, str]) -> tuple[Workload, list[str]]:
         reader.notes.append(f"precision={reader.text('precision')!r} taken as bf16")
         precision = "bf16"
     gpus_per_node = reader.number("gpus_per_node", hardware.link_devices)
-    micro = reader.number("micro_batch", 1)
+    micro = reader.optional("micro_batch") or 1
     workload = Workload(
         model=model,
         parallel=parallel,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llama_scale.plan.activations import LOGITS_BLOCK_ELEMENTS
 from llama_scale.plan.constants import DEFAULT, Constants
+from llama_scale.plan.hardware import device_bytes
 from llama_scale.plan.workload import Workload
 from llama_scale.plan.workload_sizes import layer_numel, stage_counts, stage_numel
 
@@ -99,7 +100,7 @@ def stage_run_memory(workload: Workload, stage: int, *, constants: Constants = D
         buffers=buffers,
         slack=constants.fragmentation * (weights + gradients + optimizer + activations + logits + buffers),
         context=constants.context_gb * _GB,
-        capacity=workload.hardware.memory_gb * (_GIB if workload.hardware.memory_gb <= 96 else _GB),
+        capacity=device_bytes(workload.hardware.memory_gb),
     )
 
 
