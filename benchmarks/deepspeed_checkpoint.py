@@ -72,7 +72,14 @@ def folder_bytes(folder: Path) -> int:
 
 def to_universal(folder: Path) -> float:
     """Convert DeepSpeed's checkpoint to its universal format; return seconds."""
+    import torch
+
     (source,) = (folder / "deepspeed").glob("global_step*")
+    for path in source.glob("mp_rank_*_model_states.pt"):
+        # Megatron-Core's layers have empty extra state, at which the converter stops (AttributeError).
+        state = torch.load(path, weights_only=True)
+        state["module"] = {name: tensor for name, tensor in state["module"].items() if tensor is not None}
+        torch.save(state, path)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(source)]
     command += ["--output_folder", str(folder / "universal"), "--inject_missing_state"]
     begin = time.perf_counter()

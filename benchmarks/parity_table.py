@@ -1,7 +1,7 @@
-"""Write the measured parity of every engine and layout into docs/engines.md.
+"""Measure the parity of every engine and layout: the table in docs/engines.md.
 
-    python benchmarks/parity_table.py            # all cells of the parity tests, some minutes
-    python benchmarks/parity_table.py --only deepspeed --print
+    python benchmarks/parity_table.py --write    # all cells of the parity tests, some minutes, into the page
+    python benchmarks/parity_table.py --only ddp
 
 Each cell trains ten steps from the same initial weights on the same samples as one process of the Megatron engine and
 keeps the largest relative difference of loss and of gradient norm. The cells are those of the parity tests.
@@ -28,7 +28,7 @@ from tests.engines.specs import Case  # noqa: E402
 from tests.engines.training import curve  # noqa: E402
 
 PAGE = ROOT / "docs" / "engines.md"
-BEGIN, END = "<!-- parity table: python benchmarks/parity_table.py -->\n", "<!-- end of the parity table -->\n"
+BEGIN, END = "<!-- parity table: python benchmarks/parity_table.py --write -->\n", "<!-- end of the parity table -->\n"
 STEPS = 10
 
 
@@ -87,11 +87,11 @@ def write(rows: list[str]) -> None:
 def main() -> None:
     """Measure all cells and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("megatron", "ddp", "deepspeed"), help="measure one engine (with --print)")
-    parser.add_argument("--print", action="store_true", help="print the table instead of writing it")
+    parser.add_argument("--only", choices=("megatron", "ddp", "deepspeed"), help="measure one engine")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/engines.md")
     options = parser.parse_args()
-    if options.only and not options.print:
-        parser.error("--only needs --print: the page holds all engines")
+    if options.only and options.write:
+        parser.error("--only and --write exclude each other: the page holds all engines")
     rows = [
         "| engine | cell | tp x pp x dp | compute | loss | gradient norm |",
         "|---|---|---|---|---|---|",
@@ -99,11 +99,10 @@ def main() -> None:
     for cell in cells():
         if options.only in (None, cell.engine):
             rows.append(row(cell, *measure(cell)))
-            print(rows[-1], file=sys.stderr, flush=True)
-    if options.print:
-        print("\n".join(rows))
-    else:
+    if options.write:
         write(rows)
+    else:
+        print("\n".join(rows))
 
 
 if __name__ == "__main__":
