@@ -68,8 +68,16 @@ def init(
     loaded = check_text(text, name=str(output or "spec"), folder=str(Path.cwd()))
     if loaded.spec is None:
         raise SpecError(loaded.problems)
+    if launcher == "local" and choice.nodes > 1:
+        say(
+            "warning: the local launcher starts processes on this machine only: `plan` shows the run on "
+            f"{choice.nodes} hosts, and `launch` needs a launcher that reaches them"
+        )
     if not fits:
-        say(f"warning: {model} does not fit {choice.nodes} x {choice.profile.title}; see `llama-scale plan`")
+        say(
+            f"warning: {model} does not fit {choice.nodes} x {choice.profile.title}; see `llama-scale plan`, "
+            "or name another profile or more --nodes"
+        )
     _write(text, output, force=force)
 
 

@@ -75,7 +75,7 @@ cluster:
   device: {device}
 launcher:
   kind: {launcher}
-{environment}"""
+{hosts}{environment}"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +188,7 @@ def render_spec(choice: Choice) -> str:
         devices=choice.profile.devices_per_node,
         device=choice.profile.device,
         launcher=choice.launcher,
+        hosts=_hosts(choice),
         environment=_environment(choice.profile),
     )
 
@@ -205,6 +206,14 @@ def _stage_layers(choice: Choice) -> str:
     if not extra:
         return ""
     return f"\n  stage_layers: {[base + (index < extra) for index in range(stages)]}"
+
+
+def _hosts(choice: Choice) -> str:
+    """Write host names to be replaced, for a launcher that has to know them all."""
+    if choice.launcher != "deepspeed" or choice.nodes == 1:
+        return ""
+    names = "".join(f"    - host-{index}\n" for index in range(choice.nodes))
+    return f"  hosts:                  # put your hosts' names here, or name a hostfile instead\n{names}"
 
 
 def _environment(profile: Profile) -> str:
