@@ -12,6 +12,7 @@ from typing import Any
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.errors import Problem, SpecError
 from llama_scale.spec.quick import quick_check
+from llama_scale.spec.source import SourceError, read_text
 
 
 class Format(StrEnum):
@@ -59,12 +60,16 @@ def run_plain(words: Sequence[str]) -> int | None:
 
 def _check(file: str, overrides: Sequence[str]) -> tuple[Any, Sequence[Problem]]:
     """Return a resolved spec (or a view that reads like one), or the file's problems."""
-    view = quick_check(file, overrides=overrides)
+    try:
+        text = read_text(Path(file))  # once: the file may be a pipe, as in `validate <(make-spec)`
+    except SourceError as error:
+        return None, (error.problem,)
+    view = quick_check(text, overrides=overrides)
     if view is not None:
         return view, ()
-    from llama_scale.spec.load import check_file  # lazy: pydantic costs more than checking a good spec does
+    from llama_scale.spec.load import check_text  # lazy: pydantic costs more than checking a good spec does
 
-    loaded = check_file(file, overrides=overrides)
+    loaded = check_text(text, name=file, overrides=overrides)
     return loaded.spec, loaded.problems
 
 

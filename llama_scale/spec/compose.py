@@ -88,6 +88,8 @@ def _syntax_error(error: yaml.MarkedYAMLError) -> ComposeError:
         problem, hint = "a tab character where indentation is expected", "indent with spaces"
     elif "mapping values are not allowed" in problem:
         hint = "a colon inside a value needs quotes around the value; check the indentation"
+    elif "but got '{'" in problem:
+        hint = 'a value with ${...} needs quotes inside [...] and {...}: {path: "${env:NAME}/x"}'
     elif "<stream end>" in problem or "end of stream" in problem:
         hint = "a bracket or quote is not closed"
     context = f" {error.context}" if error.context else ""
@@ -137,8 +139,6 @@ class _Composer:
                     self._open(MappingNode(items={}, mark=mark), event.anchor, mark)
                 case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
                     self._close()
-                case _:
-                    pass
         return self.root
 
     def _open(self, node: SequenceNode | MappingNode, anchor: str | None, mark: Mark) -> None:

@@ -67,19 +67,23 @@ def check_file(
         text = read_text(Path(name))
     except SourceError as error:
         return Loaded(spec=None, problems=(error.problem,))
-    folder = os.path.abspath(os.path.dirname(name))  # noqa: PTH100, PTH120 - Path.absolute keeps ".."
-    return check_text(text, name=name, folder=folder, overrides=overrides, env=env)
+    return check_text(text, name=name, overrides=overrides, env=env)
 
 
 def check_text(
-    text: str, *, name: str, folder: str, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
+    text: str,
+    *,
+    name: str,
+    folder: str | None = None,
+    overrides: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Loaded:
     """Check a spec that is given as text.
 
     Args:
         text: The YAML.
         name: What problems call the file.
-        folder: Absolute folder that relative paths start at.
+        folder: Absolute folder that relative paths start at; by default, the one that the file ``name`` is in.
         overrides: As for ``load_spec``.
         env: As for ``load_spec``.
     """
@@ -89,6 +93,8 @@ def check_text(
         return Loaded(spec=None, problems=(replace(error.problem, file=name),))
     if not isinstance(root, MappingNode):
         return Loaded(spec=None, problems=(_not_a_mapping(name, root),))
+    if folder is None:
+        folder = os.path.abspath(os.path.dirname(name))  # noqa: PTH100, PTH120 - Path.absolute keeps ".."
     context = PathContext(folder=folder, env=os.environ if env is None else env)
     changed, problems = apply_overrides(root, overrides)
     spec, found = _check(changed, context)

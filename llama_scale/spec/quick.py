@@ -3,7 +3,7 @@
 Building pydantic's models takes longer than everything else that ``validate`` does. The JSON Schema that the models
 emit (``schema.json``, kept equal to them by a test) accepts exactly the same documents, so here it is interpreted
 directly, and the same rules run on light views of the sections. Whatever is not plainly good, or needs the environment
-or a file, is left to ``load.check_file``, which alone words problems.
+or a file, is left to ``load.check_text``, which alone words problems.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from llama_scale.spec.overrides import apply_overrides
 from llama_scale.spec.resolve import resolve, resolve_view
 from llama_scale.spec.rules import check_rules
 from llama_scale.spec.secret import find_secrets
-from llama_scale.spec.source import SourceError, read_text
 from llama_scale.spec.view import View
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
@@ -32,12 +31,11 @@ class _Unsure(Exception):
     """This document is not plainly good."""
 
 
-def quick_check(path: str, *, overrides: Sequence[str] = ()) -> View | None:
-    """Return a view of the resolved spec if the file is plainly good; None if ``check_file`` has to decide."""
+def quick_check(text: str, *, overrides: Sequence[str] = ()) -> View | None:
+    """Return a view of the resolved spec if the text is plainly good; None if ``check_text`` has to decide."""
     try:
-        text = read_text(Path(path))
         root = compose(text)
-    except (SourceError, ComposeError):
+    except ComposeError:
         return None
     if not isinstance(root, MappingNode):
         return None
@@ -126,7 +124,7 @@ class _Form:
         return tuple(self.build(item, form) for item, form in zip(value, forms, strict=True))
 
     def string(self, value: Any, schema: Mapping[str, Any]) -> Any:
-        """Check a text; paths that a shell would expand are left to ``check_file``."""
+        """Check a text; paths that a shell would expand are left to ``check_text``."""
         if not isinstance(value, str) or ("pattern" in schema and not re.search(schema["pattern"], value)):
             _refuse()
         if schema.get("x-path") and value.startswith("~"):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from llama_scale.errors import Problem
 from llama_scale.spec.base import NAME_PATTERN, PATH_PATTERN, PathContext
-from llama_scale.spec.fields import Spot, keys_at, kinds_of, literals_of, models_of, spot_at
+from llama_scale.spec.fields import Spot, key_of, keys_at, kinds_of, literals_of, models_of, spot_at
 from llama_scale.spec.nearby import either, suggest
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.scalars import parse_scalar
@@ -142,7 +142,19 @@ def _missing(finding: _Finding) -> _Told:
             f"write kind: {either(kinds)}",
             "missing",
         )
-    return f"the required key {last!r} is missing", "add it", "missing"
+    meaning = _description(finding)
+    return f"the required key {last!r} is missing", f"add it: {meaning}" if meaning else "add it", "missing"
+
+
+def _description(finding: _Finding) -> str:
+    """Return the one line that the spec's reference gives to the field that is missing."""
+    spot = spot_at(RunSpec, finding.path[:-1], finding.data)
+    parent: Any = finding.data
+    for part in finding.path[:-1]:
+        parent = parent[part]
+    fields = (pair for model in (spot.models(parent) if spot else ()) for pair in model.model_fields.items())
+    texts = (field.description for name, field in fields if key_of(name, field) == finding.key)
+    return next((text for text in texts if text), "").rstrip(".")
 
 
 def _kinds_around(finding: _Finding) -> list[str]:

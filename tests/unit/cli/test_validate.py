@@ -131,6 +131,37 @@ def test_init_writes_a_spec_that_validates(tmp_path: Path, model: str, profile: 
     assert f"--model {model}" in path.read_text(encoding="utf-8").splitlines()[0]
 
 
+def test_init_for_several_hosts_names_them_or_says_that_the_launcher_stays_here(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    words = ["init", "--model", "llama-3.1-70b", "--profile", "dgx-h100", "-o", str(path), "--force"]
+    result = CliRunner().invoke(app, [*words, "--launcher", "deepspeed", "--nodes", "4"])
+    assert result.exit_code == 0, result.stderr
+    assert load_spec(path).launcher.hosts == ("host-0", "host-1", "host-2", "host-3")
+    assert CliRunner().invoke(app, [*words, "--launcher", "deepspeed"]).exit_code == 0
+    assert 1 < load_spec(path).cluster.nodes < 64
+    result = CliRunner().invoke(app, [*words, "--nodes", "4"])
+    assert result.exit_code == 0
+    assert "the local launcher starts processes on this machine only" in result.stderr
+    assert "on 4 hosts, and `launch` needs a launcher that reaches them" in result.stderr
+    assert load_spec(path).cluster.nodes == 4
+    result = CliRunner().invoke(app, words)
+    assert "does not fit 1 x NVIDIA DGX H100" in result.stderr
+    assert "more --nodes" in result.stderr
+
+
+def test_validate_reads_a_pipe_once(specs: Path) -> None:
+    script = str(Path(sys.executable).with_name("llama-scale"))
+    read, write = os.pipe()
+    os.write(write, b"version: 1\nnmae: x\n")
+    os.close(write)
+    done = subprocess.run(
+        [script, "validate", f"/dev/fd/{read}"], capture_output=True, text=True, pass_fds=[read], check=False
+    )
+    os.close(read)
+    assert done.returncode == 3
+    assert f"/dev/fd/{read}:2:1: nmae: unknown key" in done.stderr
+
+
 def test_init_takes_a_hugging_face_folder_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     folder = tmp_path / 'a "b" model'
     folder.mkdir()

@@ -215,6 +215,14 @@ def test_secret_values_are_refused_and_not_shown(key: str, value: str) -> None:
     assert value == "x" or not any(value in line for line in found)
 
 
+def test_missing_keys_are_explained_and_flow_mappings_tell_how_to_quote() -> None:
+    found = lines(GOOD_TEXT.replace("train: {tokens: 1e4}\n", "").replace("seq_length: 128", ""))
+    assert any("'train' is missing; add it: Length of the training" in line for line in found), found
+    assert any("'seq_length' is missing; add it: Tokens per sample" in line for line in found), found
+    (line,) = lines(GOOD_TEXT.replace("{path: ../tokens/a", "{path: ${env:CORPUS}/a"))
+    assert "needs quotes inside" in line
+
+
 def test_check_file_returns_what_load_spec_raises(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD_TEXT.replace("steps", "stepz").replace("tokens: 1e4", "stepz: 3"))
     with pytest.raises(SpecError) as caught:
