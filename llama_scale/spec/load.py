@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from llama_scale.spec.salvage import salvage
 from llama_scale.spec.secret import find_secrets
 from llama_scale.spec.source import SourceError, read_text
 from llama_scale.spec.structure import check_structure, integral, show
-from llama_scale.spec.view import View
+from llama_scale.spec.view import Absent, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,18 @@ def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Probl
     )
     problems += resolution.problems
     problems += check_rules(View(**resolution.sections), resolution.broken)
+    problems += _check_tokenizer(resolution.sections)
     return (RunSpec.model_construct(**resolution.sections) if not problems else None), problems
+
+
+def _check_tokenizer(sections: Mapping[str, Any]) -> list[Problem]:
+    tokenizer, model = sections.get("tokenizer"), sections.get("model")
+    with suppress(Absent):  # a value that it follows from is faulty, which is reported already
+        if tokenizer is not None and tokenizer.kind == "hf" and model is not None:
+            from llama_scale.spec.hf_tokenizer import check_vocabulary  # lazy: only specs that name such a tokenizer
+
+            return check_vocabulary(tokenizer, model.vocab_size)
+    return []
 
 
 def _not_a_mapping(name: str, root: Node | None) -> Problem:

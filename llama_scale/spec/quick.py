@@ -42,7 +42,9 @@ def quick_check(text: str, *, overrides: Sequence[str] = ()) -> View | None:
     root, problems = apply_overrides(root, overrides)
     if problems or "${" in text or any("${" in override for override in overrides) or find_secrets(root):
         return None
-    return check_document(root.data())
+    view = check_document(root.data())
+    reads_tokenizer = view is not None and view.tokenizer is not None and view.tokenizer.kind == "hf"
+    return None if reads_tokenizer else view
 
 
 def check_document(data: object) -> View | None:

@@ -54,11 +54,13 @@ def test_too_few_tokens_for_one_sample(tmp_path: Path) -> None:
 
 
 def test_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
-    path = _tokenizer(tmp_path / "tokenizer", 102)
+    path = tmp_path / "tokenizer"
+    spec = _spec(tmp_path, f"tokenizer={{kind: hf, path: {path}}}")  # not there yet, so that the spec is good
+    _tokenizer(path, 102)
     with pytest.raises(
         LaunchError, match=rf"tokenizer {path} has 102 tokens, and the model knows model.vocab_size=101"
     ):
-        check_inputs(_spec(tmp_path, f"tokenizer={{kind: hf, path: {path}}}"))
+        check_inputs(spec)
 
 
 def test_tokenizers_that_cannot_be_read(tmp_path: Path) -> None:

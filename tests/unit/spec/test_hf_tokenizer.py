@@ -1,0 +1,66 @@
+"""A tokenizer with ids that the model lacks is refused as soon as its file can be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_scale.spec.hf_tokenizer import largest_id
+from llama_scale.spec.load import check_text
+from llama_scale.spec.quick import quick_check
+from tests.unit.spec.documents import INLINE, document
+
+
+def write(folder: Path, content: Any) -> Path:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "largest"),
+    [
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 7}}}, 7),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0], ["b", -1.0]]}}, 1),
+        ({"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 9, "content": "<s>"}, {"content": "x"}]}, 9),
+        ({"model": {"vocab": []}}, None),
+        ({"model": 3, "added_tokens": {"id": 4}}, None),
+        ([], None),
+        ("{", None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_largest_id_of_every_form_and_none_where_it_cannot_be_told(
+    tmp_path: Path, content: Any, largest: int | None
+) -> None:
+    assert largest_id(write(tmp_path, content)) == largest
+
+
+def test_largest_id_of_a_folder_without_the_file_is_none(tmp_path: Path) -> None:
+    assert largest_id(tmp_path) is None
+    assert largest_id(tmp_path / "gone") is None
+
+
+def test_validate_refuses_ids_beyond_the_models_vocabulary(tmp_path: Path) -> None:
+    write(tmp_path, {"model": {"vocab": {"a": 0, "b": 100}}})
+    spec = document(model=INLINE, tokenizer={"kind": "hf", "path": "."})
+    text = json.dumps(spec)
+    assert quick_check(text) is None
+    (problem,) = check_text(text, name="f", folder=str(tmp_path), env={}).problems
+    assert (problem.dotted, problem.code) == ("tokenizer.path", "tokenizer-vocabulary")
+    assert f"the largest token id of {tmp_path} is 100, and the model knows the ids below vocab_size=100" in str(
+        problem
+    )
+    assert problem.hint.startswith("use a vocab_size of at least 101")
+    spec["model"] = {**INLINE, "vocab_size": 101}
+    assert check_text(json.dumps(spec), name="f", folder=str(tmp_path), env={}).spec is not None
+
+
+def test_a_vocabulary_size_with_a_fault_is_not_compared(tmp_path: Path) -> None:
+    write(tmp_path, {"model": {"vocab": {"a": 100}}})
+    spec = document(model={**INLINE, "vocab_size": "many"}, tokenizer={"kind": "hf", "path": "."})
+    problems = check_text(json.dumps(spec), name="f", folder=str(tmp_path), env={}).problems
+    assert [problem.dotted for problem in problems] == ["model.vocab_size"]
