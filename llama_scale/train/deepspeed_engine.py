@@ -121,7 +121,7 @@ class DeepSpeedEngine:
     def model_pieces(self) -> Iterator[LocalPiece]:
         """See ``Engine.model_pieces``."""
         if self.stage == 3:
-            return state.divided_weight_pieces(self._local_parameters(), self._held(), self.coordinates)
+            return state.divided_weight_pieces(self._local_parameters(), self.coordinates)
         return weight_pieces(self._local_parameters(), self.plan, self.coordinates)
 
     def optimizer_pieces(self) -> Iterator[LocalPiece]:

@@ -98,14 +98,18 @@ def refresh(held: Iterable[HeldParameter], *, stage: int) -> None:
         part.main.copy_(flat[part.start : part.start + part.main.numel()])
 
 
-def divided_weight_pieces(
-    parameters: Iterable[LocalParameter], held: Iterable[HeldParameter], coordinates: Coordinates
-) -> Iterator[LocalPiece]:
+def _divided_weight(parameter: nn.Parameter) -> HeldParameter:
+    """Describe this rank's range of a weight itself; frozen weights are divided, too, but nothing updates them."""
+    rank = torch.distributed.get_rank(group=parameter.ds_process_group)
+    start = rank * parameter.ds_tensor.ds_numel
+    return HeldParameter(parameter=parameter, main=parameter.ds_tensor.data, start=start, state={})
+
+
+def divided_weight_pieces(parameters: Iterable[LocalParameter], coordinates: Coordinates) -> Iterator[LocalPiece]:
     """Yield this rank's ranges of ZeRO 3's divided weights."""
-    for local, part in _joined(parameters, held):
-        piece = held_piece(
-            local, part, group="model", tensor=part.parameter.ds_tensor.data, primary=owns(local, coordinates)
-        )
+    for local in parameters:
+        part = _divided_weight(local.tensor)
+        piece = held_piece(local, part, group="model", tensor=part.main, primary=owns(local, coordinates))
         if piece is not None:
             yield piece
 
@@ -120,28 +124,22 @@ def fill_divided(
     step: int,
 ) -> None:
     """Fill ZeRO 3's divided weights, masters and moments from a checkpoint of any layout; see ``pieces.fill_from``."""
+    by_parameter = {id(h.parameter): h for h in held}
     masters = set(reader.tensors("master"))
-    for local, part in _joined(parameters, held):
+    for local in parameters:
         fp32_group = "master" if local.name in masters else "model"
-        fill_held(part.main, local, part, reader=reader, group=fp32_group)
-        weight = part.parameter.ds_tensor.data
+        weight = _divided_weight(local.tensor)
+        fill_held(weight.main, local, weight, reader=reader, group="model" if weight.is_copy else fp32_group)
+        part = by_parameter.get(id(local.tensor))
+        if part is None:
+            continue
         if part.is_copy:
-            fill_held(weight, local, part, reader=reader, group="model")
+            fill_held(part.main, local, part, reader=reader, group=fp32_group)
         else:
-            weight.copy_(part.main)
+            part.main.copy_(weight.main)
         for moment in MOMENTS:
             if optimizer:
                 fill_held(part.state[moment], local, part, reader=reader, group=moment)
             else:
                 part.state[moment].zero_()
         part.state["step"].fill_(step if optimizer else 0)
-
-
-def _joined(
-    parameters: Iterable[LocalParameter], held: Iterable[HeldParameter]
-) -> Iterator[tuple[LocalParameter, HeldParameter]]:
-    by_parameter = {id(h.parameter): h for h in held}
-    for local in parameters:
-        part = by_parameter.get(id(local.tensor))
-        if part is not None:
-            yield local, part
