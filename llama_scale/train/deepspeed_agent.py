@@ -37,6 +37,8 @@ _FAILURE_GRACE_S = 3.0
 """Time that the others have to write down their errors after one rank failed."""
 _END_GRACE_S = 1.5
 """Time from the request to end until the command is killed with everything that it has started on this host."""
+_LEAVE_GRACE_S = 5.0
+"""Time that the command gets to leave by itself once all ranks have: it looks at them once a second."""
 _FORWARDED = ("NCCL_", "GLOO_", "UCX_", "FI_")
 """Variables of the calling shell that other hosts get too, beside the bundle's: those of the network."""
 _PORTS = range(20000, 30000)
@@ -203,7 +205,7 @@ class _Watch:
             self._decide(now)
             if self._kill_at is not None and now > self._kill_at and seen.status is None:
                 seen.killed = True
-                os.killpg(process.pid, signal.SIGKILL)
+                _kill_group(process.pid)
         self._end_ranks(process.pid)
         return seen
 
@@ -235,7 +237,7 @@ class _Watch:
             seen.stop_timed_out = seen.stopped is not None and not failed
             self._end(now)
         elif len(ended) == self._world_size and self._kill_at is None:
-            self._kill_at = now + 10 * _END_GRACE_S  # the command looks once a second and then leaves by itself
+            self._kill_at = now + _LEAVE_GRACE_S
 
     def _end(self, now: float) -> None:
         self._request(self._control.end)
@@ -269,10 +271,14 @@ class _Watch:
             self._request(self._control.end)
             time.sleep(_POLL_S)
         else:
-            try:
-                os.killpg(group, signal.SIGKILL)
-            except ProcessLookupError:
-                return
+            _kill_group(group)
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def _is_alive(pid: int) -> bool:

@@ -66,9 +66,9 @@ def judge(watched: Watched, attempt_dir: Path, *, world_size: int) -> Verdict:
         Death(
             local_rank=rank,
             time_utc=record.ended_utc or failures.now_utc(),
-            # A watcher that left no word was killed with its host or its session.
+            # A rank without a last word hangs, or its host is gone: no witness saw it die, and it was to be ended.
             exit_code=-signal.SIGKILL if record.exit_code is None else record.exit_code,
-            by_agent=record.by_agent or (record.exit_code is None and watched.killed),
+            by_agent=record.by_agent or record.exit_code is None,
         )
         for rank, record in records.items()
         if record.exit_code not in _GOOD

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"rank {rank} on {record.host} cannot start: {error}\n")
         _write(record.end(1), job)
         return 1
-    code, by_agent = _watch(child, control)
+    code, by_agent = _watch(child, control, lease_s=job.lease_s)
     _write(record.end(code, by_agent=by_agent, out_of_memory=out_of_memory_kills() > kills), job)
     if code in (0, PREEMPTED_EXIT):
         return 0
@@ -90,9 +90,9 @@ def _start(job: RankJob, *, rank: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _watch(child: subprocess.Popen[bytes], control: Control) -> tuple[int, bool]:
+def _watch(child: subprocess.Popen[bytes], control: Control, *, lease_s: float) -> tuple[int, bool]:
     """Wait for the worker; return its exit status (minus a signal), and whether it was killed on request."""
-    lease = LeaseWatch(control)
+    lease = LeaseWatch(control, lease_s=lease_s)
     asked, killed = False, False
     while (code := child.poll()) is None:
         info = signal.sigtimedwait(_STOP | {signal.SIGCHLD}, _POLL_S)

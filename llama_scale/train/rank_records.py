@@ -17,9 +17,6 @@ from pathlib import Path
 
 from llama_scale.train.failures import now_utc, write_json
 
-LEASE_S = 30.0
-"""Ranks end when the agent has not renewed its lease for this long."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankJob:
@@ -29,11 +26,13 @@ class RankJob:
         run: The run folder.
         attempt: Number of the attempt.
         environment: File of assignments, as a shell reads them; they win over the process's own.
+        lease_s: The rank ends when the agent has not renewed its lease for this long.
     """
 
     run: str
     attempt: int
     environment: str
+    lease_s: float = 30.0
 
     def encode(self) -> str:
         """Return one word of letters, digits, ``-`` and ``_``: it passes through every shell unharmed.
@@ -148,10 +147,10 @@ class Control:
 class LeaseWatch:
     """Tell whether the agent still renews its lease. Only changes count, so clocks of hosts need not agree."""
 
-    def __init__(self, control: Control, *, lease_s: float = LEASE_S) -> None:
+    def __init__(self, control: Control, *, lease_s: float) -> None:
         self._path = control.lease
         self._lease_s = lease_s
-        self._seen: float | None = None
+        self._seen: int | None = None
         self._changed = time.monotonic()
 
     def expired(self) -> bool:
