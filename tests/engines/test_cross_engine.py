@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
+from llama_scale.checkpoint.manifest import load_manifest
+from llama_scale.convert.export_hf import export_hf
+from llama_scale.convert.import_hf import import_hf
+from llama_scale.convert.shards import Layout
+from llama_scale.train.checkpointing import Position
 from tests.engines.harness import run_ranks
 from tests.engines.specs import Case
-from tests.engines.test_resume import HALF, resumed, same, straight
+from tests.engines.test_resume import HALF, checkpointer_of, resumed, same, straight
+from tests.engines.training import start, train_steps
 
 
 def zero(stage: int, **options: Any) -> dict[str, Any]:
@@ -93,3 +99,31 @@ def test_bf16_run_goes_on_from_its_masters(tmp_path: Path, name: str) -> None:
     saver, others = (BF16 | SOAK_BF16)[name]
     others = tuple(replace(other, compute="bf16") for other in others)
     check(tmp_path, replace(saver, compute="bf16"), others, loss=2e-3, norm=5e-2)
+
+
+def saved(case: Case, root: Path) -> None:
+    engine = start(case)
+    checkpointer = checkpointer_of(case, root)
+    train_steps(engine, case, steps=1)
+    checkpointer.save(engine, Position(step=1, samples=case.global_batch), final=True)
+    checkpointer.close()
+
+
+EXPORTS = {
+    "zero3-tp2": replace(ZERO3, tp=2),
+    "zero2-bf16": replace(ZERO2, tp=1, compute="bf16"),
+    "pipeline-tied": replace(PIPELINE, tp=2, shape=TIED),
+    "ddp": DDP2,
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_exports_hold_the_engines_weights_bit_for_bit(tmp_path: Path, name: str) -> None:
+    case = EXPORTS[name]
+    run_ranks(case.world_size, saved, case, tmp_path)
+    checkpoint = tmp_path / "step-00000001"
+
+    export_hf(checkpoint, tmp_path / "hf")
+
+    back = import_hf(tmp_path / "hf", tmp_path / "back", layout=Layout())
+    assert back.parameter_digest == load_manifest(checkpoint).parameter_digest
