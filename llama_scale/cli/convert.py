@@ -14,6 +14,7 @@ from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.errors import ConvertError
 
 if TYPE_CHECKING:
+    from llama_scale.checkpoint.manifest import Manifest
     from llama_scale.convert.shards import Layout
 
 app = typer.Typer(
@@ -47,6 +48,9 @@ def import_(
     *,
     source: Annotated[Path, typer.Option("--from", help="Hugging Face folder: config.json and safetensors.")],
     target: Annotated[Path, typer.Option("--to", help="New checkpoint folder.")],
+    spec: Annotated[
+        Path | None, typer.Option(help="Of a folder that DeepSpeed itself has saved: the spec it was trained with.")
+    ] = None,
     tensor: Tensor = 1,
     pipeline: Pipeline = 1,
     virtual: Virtual = 1,
@@ -74,10 +78,19 @@ def import_(
         stage_layers=stage_layers,
         vocab_pad_multiple=vocab_pad_multiple,
     )
-    from llama_scale.convert.import_hf import import_hf  # lazy: keeps torch out of --help
+    if spec is None:
+        _refuse_deepspeed(source)
+        from llama_scale.convert.import_hf import import_hf  # lazy: keeps torch out of --help
 
-    with progress_bar() as bar:
-        manifest = import_hf(source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, progress=bar)
+        with progress_bar() as bar:
+            manifest = import_hf(source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, progress=bar)
+    else:
+        if (tensor, pipeline, virtual, stage_layers, dtype, max_ram) != (1, 1, 1, None, None, None):
+            raise ConvertError(
+                "--spec does not go with a layout, --dtype or --max-ram: a folder of DeepSpeed becomes one shard, in "
+                "the element type that it has; cut that with `llama-scale convert reshard`"
+            )
+        manifest = _import_deepspeed(source, target, spec=spec)
     result = {
         "checkpoint": str(target),
         "parameters": sum(math.prod(entry.shape) for entry in manifest.tensors["model"].values()),
@@ -93,6 +106,27 @@ def import_(
         text=f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, tensor={tensor} x "
         f"pipeline={pipeline}",
     )
+
+
+def _refuse_deepspeed(source: Path) -> None:
+    """Say what is missing where somebody gives a folder of DeepSpeed for one of Hugging Face."""
+    from llama_scale.convert.folders import deepspeed_folder
+
+    if source.is_dir() and not (source / "config.json").is_file() and deepspeed_folder(source) is not None:
+        raise ConvertError(
+            f"{source} is a checkpoint in DeepSpeed's own format, which does not say what model it holds; add "
+            "--spec SPEC with the spec that it was trained with"
+        )
+
+
+def _import_deepspeed(source: Path, target: Path, *, spec: Path) -> Manifest:
+    """Make a checkpoint of a folder that DeepSpeed has saved."""
+    from llama_scale.convert.deepspeed_folder import import_deepspeed
+    from llama_scale.plan.run_plan import make_plan
+    from llama_scale.spec.load import load_spec
+
+    plan = make_plan(load_spec(spec))
+    return import_deepspeed(source, target, shape=plan.shape, vocab_pad_multiple=plan.vocab_pad_multiple)
 
 
 @app.command()

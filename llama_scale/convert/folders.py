@@ -136,7 +136,7 @@ _DEEPSPEED_FILES = (
 """What DeepSpeed's own checkpoints consist of: ZeRO, ZeRO's optimizer state, pipeline, universal."""
 
 
-def _deepspeed_folder(path: Path) -> Path | None:
+def deepspeed_folder(path: Path) -> Path | None:
     """Return the folder in or right below ``path`` that DeepSpeed itself has written, if any."""
     folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
     return next((f for f in folders if any(next(f.glob(pattern), None) for pattern in _DEEPSPEED_FILES)), None)
@@ -164,12 +164,12 @@ def find_checkpoint(path: Path) -> Path:
         raise ConvertError(
             f"{path} is a Hugging Face folder, no checkpoint; `llama-scale convert import` makes one of it"
         )
-    foreign = _deepspeed_folder(path)
+    foreign = deepspeed_folder(path)
     if foreign is not None:
         raise ConvertError(
-            f"{foreign} is a checkpoint in DeepSpeed's own format, written by a script of its own; runs of llama-scale "
-            "save another format under every engine. Make a Hugging Face folder of it where it was trained (with "
-            "DeepSpeed's zero_to_fp32.py and that script's model class), then `llama-scale convert import` that"
+            f"{foreign} is a checkpoint in DeepSpeed's own format; runs of llama-scale save another one under every "
+            f"engine. If it holds a model of llama-scale, `llama-scale convert import --from {path} --spec SPEC "
+            "--to CHECKPOINT` reads it; of any other model, make a Hugging Face folder with the script that trained it"
         )
     raise ConvertError(f"{path} is neither a run folder nor a checkpoint: it has no manifest.json and no checkpoints/")
 
