@@ -138,13 +138,13 @@ def follow(run: RunFolder, *, steps: int, every: int, grace_s: float, metrics: S
     """
     with open_display(steps=steps, every=every) as display:
         keys = StopKeys(run, grace_s=grace_s, display=display)
-        said = ""
+        restarts = 0
         with keys.installed():
             while True:
                 view = look(run)  # before the lines: what was written before the end is then shown
                 for line in metrics.steps():
                     display.show(line)
-                said = _note_changes(view, said, display)
+                restarts = _note_restarts(view, restarts, display)
                 if view.state in ENDED or view.state == GONE:
                     break
                 if keys.leave:
@@ -154,14 +154,15 @@ def follow(run: RunFolder, *, steps: int, every: int, grace_s: float, metrics: S
     return conclude(view)
 
 
-def _note_changes(view: RunView, said: str, display: Display) -> str:
-    """Tell of restarts."""
+def _note_restarts(view: RunView, seen: int, display: Display) -> int:
+    """Tell of restarts since the last look; return how many there have been."""
     status = view.status
-    text = status.message if status is not None and status.restarts and view.state == "starting" else ""
-    if text and text != said:
-        display.note(text)
-        return text
-    return said
+    if status is None or status.restarts <= seen:
+        return seen
+    failure = status.first_failure
+    what = describe(failure) if failure is not None else "the attempt before failed"
+    display.note(f"{what}; restart {status.restarts} from {status.checkpoint or 'the beginning'}")
+    return status.restarts
 
 
 def conclude(view: RunView) -> int:
