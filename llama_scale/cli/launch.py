@@ -11,8 +11,9 @@ import typer
 
 from llama_scale.cli.output import emit, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
-from llama_scale.errors import LaunchError
+from llama_scale.errors import LaunchError, SpecError
 from llama_scale.launchers.base import Bundle, load_launcher
+from llama_scale.plan.fit import problems
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.runs.folder import RunFolder, write_files
 from llama_scale.spec.load import load_spec
@@ -34,17 +35,24 @@ def launch(
     detach: Annotated[bool, typer.Option("--detach", help="Return once the run has started.")] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run, instead of the spec's.")] = None,
+    allow_oom: Annotated[
+        bool,
+        typer.Option("--allow-oom", help="Go on although the plan needs more memory than the site's devices have."),
+    ] = False,
 ) -> None:
     """Validate, plan, render and run. The run folder is RUNS_DIR/<name>-<utc>-<4hex>.
 
-    Exit status: 0 done, 3 the spec has errors, 5 the run could not start or failed, 75 stopped after saving a
-    checkpoint.
+    Exit status: 0 done, 3 the spec has errors or its plan does not fit, 5 the run could not start or failed, 75 stopped
+    after saving a checkpoint.
     """
     if out is not None and not dry_run:
         raise typer.BadParameter("--out DIR goes with --dry-run; a run's own folder is chosen with --runs-dir")
     changes = [*(overrides or ()), *([f"name={name}"] if name is not None else ())]
     resolved = load_spec(spec, overrides=changes)
     plan = make_plan(resolved)
+    overflow = [] if allow_oom else problems(resolved, plan)
+    if overflow:
+        raise SpecError(overflow)
     bundle = load_launcher(resolved.launcher.kind).render(resolved, plan, python=sys.executable)
     if dry_run:
         _show(bundle, out)

@@ -23,13 +23,12 @@ def site_hardware(spec: RunSpec, *, gpu: str | None, file: Path | None) -> Hardw
         SpecError: the name is not known, or the file is no list of hardware.
     """
     own = _read(file) if file is not None else ()
+    if gpu is None and len(own) > 1:
+        names = " | ".join(row.name for row in own)
+        raise SpecError(f"{file} has {len(own)} accelerators; choose one with --gpu {names}")
     profile = load_profile(spec.cluster.profile) if spec.cluster.profile else None
-    name = gpu or (own[0].name if len(own) == 1 else None) or (profile.gpu if profile else None)
+    name = gpu or (own[0].name if own else None) or (profile.gpu if profile else None)
     if name is None:
-        if own:
-            raise SpecError(
-                f"{file} has {len(own)} accelerators; choose one with --gpu {' | '.join(h.name for h in own)}"
-            )
         return None
     table = (*own, *HARDWARE)
     found = find_hardware(name, table=table)

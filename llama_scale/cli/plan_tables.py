@@ -38,14 +38,14 @@ def render(plan: RunPlan, *, spec: RunSpec, estimate: Estimate | None = None) ->
     return show(tables)
 
 
-def show(tables: Iterable[Table]) -> str:
-    """Return tables as text."""
+def show(tables: Iterable[Table], *, width: int = _WIDTH) -> str:
+    """Return tables as text of at most ``width`` columns."""
     from rich.console import Console  # lazy: keeps rich out of --help and validate
 
     buffer = io.StringIO()
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     console = Console(
-        file=buffer, width=_WIDTH, force_terminal=coloured, no_color=not coloured, highlight=False, emoji=False
+        file=buffer, width=width, force_terminal=coloured, no_color=not coloured, highlight=False, emoji=False
     )
     for table in tables:
         console.print(table)

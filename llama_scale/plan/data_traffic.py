@@ -42,6 +42,8 @@ def exposed_seconds(
         passes = min(parallel.pp, workload.micro_batches) * (parallel.vp - 1) / parallel.vp
     hidden = overlap * passes * backward * layers if software.overlap_grads else 0.0
     exposed = max(grads * _EDGE / max(1, layers), grads - hidden)
+    if software.reduce_each_pass:
+        exposed *= workload.micro_batches
     hidden = overlap * passes * forward * layers if software.overlap_params else 0.0
     return exposed + max(weights * _EDGE / max(1, layers), weights - hidden)
 

@@ -51,6 +51,8 @@ _PRECISIONS: dict[str, Precision] = {
 }  # fmt: skip
 
 
+_MOST_LAYERS = 10_000
+
 _LARGEST = 10**9
 """No count of a run is larger; what is, is a typing error."""
 
@@ -66,14 +68,14 @@ class RowReader:
         """Return a cell without surrounding blanks; empty when the column is missing."""
         return (self._row.get(name) or "").strip()
 
-    def number(self, name: str, default: int) -> int:
-        """Return a positive whole number, or the default with a note."""
+    def number(self, name: str, default: int, *, largest: int = _LARGEST) -> int:
+        """Return a positive whole number up to the largest, or the default with a note."""
         cell = self.text(name)
         try:
             value = round(float(cell))
         except (ValueError, OverflowError):
             value = 0
-        if 1 <= value <= _LARGEST:
+        if 1 <= value <= largest:
             return value
         self.notes.append(f"{name}={cell!r} taken as {default}")
         return max(1, default)
@@ -142,7 +144,7 @@ def _dimensions(reader: RowReader) -> Dimensions:
     gated = reader.flag("gated_mlp")
     experts = reader.optional("moe_n_experts")
     return Dimensions(
-        layers=reader.number("n_layers", 32),
+        layers=reader.number("n_layers", 32, largest=_MOST_LAYERS),
         hidden=hidden,
         ffn=reader.number("ffn_hidden", 4 * hidden),
         heads=heads,
@@ -158,10 +160,11 @@ def _dimensions(reader: RowReader) -> Dimensions:
 
 
 def _parallelism(reader: RowReader, model: Dimensions) -> Parallelism:
-    tp, pp, cp = (reader.number(name, 1) for name in ("tp", "pp", "cp"))
+    tp, cp = reader.number("tp", 1), reader.number("cp", 1)
+    pp = reader.number("pp", 1, largest=model.layers)
     devices = reader.number("n_gpus", tp * pp * cp)
     dp = max(1, devices // (tp * pp * cp))
-    vp = reader.number("vp", _usual_chunks(model.layers, pp)) if pp > 1 else 1
+    vp = reader.number("vp", _usual_chunks(model.layers, pp), largest=-(-model.layers // pp)) if pp > 1 else 1
     text = reader.text("recompute")
     kind: RecomputeKind = "full" if "full" in text else "selective" if text == "selective" else "none"
     share = 1.0

@@ -20,7 +20,6 @@ def spec_workload(spec: RunSpec, *, hardware: Hardware) -> Workload:
     assert batch.micro is not None and batch.global_ is not None, "a resolved spec has all batch numbers"
     model = spec_dimensions(spec)
     chunks = parallel.pipeline * parallel.virtual_stages
-    counts = parallel.stage_layers or (model.layers // chunks,)
     return Workload(
         model=model,
         parallel=Parallelism(
@@ -31,7 +30,9 @@ def spec_workload(spec: RunSpec, *, hardware: Hardware) -> Workload:
             sharding=engine_sharding(spec.engine, pp_size=parallel.pipeline),
             sequence=parallel.sequence,
             recompute=spec.recompute.kind,
-            recompute_layers=_recomputed_share(spec.recompute, counts=counts, chunks=chunks, layers=model.layers),
+            recompute_layers=recomputed_share(
+                spec.recompute, stage_layers=parallel.stage_layers, chunks=chunks, layers=model.layers
+            ),
             stage_layers=parallel.stage_layers,
         ),
         software=engine_software(
@@ -53,8 +54,8 @@ def spec_precision(spec: RunSpec) -> Precision:
     return "bf16" if spec.precision.compute == "bf16" else "fp32"
 
 
-def spec_dimensions(spec: RunSpec) -> Dimensions:
-    """Return the dimensions of a resolved spec's model, its vocabulary padded."""
+def spec_dimensions(spec: RunSpec, *, tp_size: int | None = None) -> Dimensions:
+    """Return the dimensions of a resolved spec's model, its vocabulary padded for the spec's or another tp_size."""
     model = spec.model
     assert model.kind == "inline", "a resolved spec has an inline model"
     return Dimensions(
@@ -64,18 +65,20 @@ def spec_dimensions(spec: RunSpec) -> Dimensions:
         heads=model.num_heads,
         kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
-        vocab=padded_vocab_size(model.vocab_size, tp_size=spec.parallel.tensor, multiple=model.vocab_pad_multiple),
+        vocab=padded_vocab_size(
+            model.vocab_size, tp_size=tp_size or spec.parallel.tensor, multiple=model.vocab_pad_multiple
+        ),
         gated=True,
         tied=model.tie_word_embeddings,
     )
 
 
-def _recomputed_share(recompute: Recompute, *, counts: tuple[int, ...], chunks: int, layers: int) -> float:
+def recomputed_share(recompute: Recompute, *, stage_layers: tuple[int, ...] | None, chunks: int, layers: int) -> float:
     """Return the share of layers that full recomputation covers; ``block`` covers the first ones of each chunk."""
     if recompute.kind != "full" or recompute.method == "uniform":
         return 1.0
-    each = counts if len(counts) == chunks else counts * chunks
-    return min(1.0, sum(min(recompute.layers, count) for count in each) / layers)
+    counts = stage_layers or (layers // chunks,) * chunks
+    return min(1.0, sum(min(recompute.layers, count) for count in counts) / layers)
 
 
 def engine_sharding(engine: Engine, *, pp_size: int) -> Sharding:
@@ -107,6 +110,7 @@ def engine_software(engine: Engine, *, pp_size: int, gradient_bytes: int) -> Sof
         overlap_p2p=overlap_p2p,
         gradient_bytes=gradient_bytes,
         reduce_bytes=gradient_bytes,
+        reduce_each_pass=engine.kind == "deepspeed" and engine.zero == 2 and pp_size == 1,
         flat_gather=engine.kind != "deepspeed",
         chunked_loss=True,
         logits_bytes=10,

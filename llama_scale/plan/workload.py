@@ -142,6 +142,7 @@ class Software:
         reduce_bytes: Bytes of a gradient when it is sent.
         optimizer_bytes: Bytes of optimizer state of a parameter beside its 16-bit weight: masters and moments are 12,
             an fp32 copy of the gradient makes 16, an update in unfused operations 8 more.
+        reduce_each_pass: Gradients are reduced in every backward pass, not once a step (DeepSpeed's ZeRO-2).
         flat_gather: FSDP gathers a layer's weights as one message, not tensor by tensor.
         parallel_loss: The loss is computed on each tensor parallel rank's part of the vocabulary.
         logits_bytes: Bytes of a logit at the loss' peak: 16 and 32 bits, softmax, gradient.
@@ -161,6 +162,7 @@ class Software:
     gradient_bytes: int = 4
     reduce_bytes: int = 4
     optimizer_bytes: int = 12
+    reduce_each_pass: bool = False
     flat_gather: bool = True
     parallel_loss: bool = True
     logits_bytes: int = 10
