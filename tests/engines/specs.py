@@ -43,6 +43,7 @@ class Case:
     micro: int = 1
     seq_length: int = 16
     compute: str = "fp32"
+    gradients: str = "fp32"
     recompute: dict[str, Any] = field(default_factory=lambda: {"kind": "none"})
     shape: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +96,7 @@ class Case:
                 },
                 "engine": engine,
                 "optimizer": {"lr": 1e-3, **self.optimizer},
-                "precision": {"compute": self.compute},
+                "precision": {"compute": self.compute, "gradients": self.gradients},
                 "recompute": self.recompute,
                 "cluster": {"nodes": 1, "devices_per_node": self.world_size, "device": self.device},
             }

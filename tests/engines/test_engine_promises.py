@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +44,9 @@ BF16 = {
         "pp2": Case(pp=2, engine=zero(1)),
     }.items()
 }
+
+
+SOAK = {"zero0-tp2-dp2", "zero2-tp2-dp2", "zero2-offload", "zero1-no-clipping", "pp2-tied", "zero2-bf16"}
 
 
 def held(engine: Any) -> dict[tuple[str, str, Any], torch.Tensor]:
@@ -147,11 +151,16 @@ def check(case: Case, *, rel: float) -> None:
     assert [loss for loss, _ in result["curve"]] == pytest.approx([loss for loss, _ in curve], rel=rel)
 
 
-@pytest.mark.parametrize("name", FP32)
+def often(names: Iterable[str]) -> list[Any]:
+    """Mark the cases that run only with the long lists."""
+    return [pytest.param(name, marks=pytest.mark.soak if name in SOAK else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", often(FP32))
 def test_evaluation_and_left_out_updates(name: str) -> None:
     check(FP32[name], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", BF16)
+@pytest.mark.parametrize("name", often(BF16))
 def test_evaluation_and_left_out_updates_in_bf16(name: str) -> None:
     check(BF16[name], rel=2e-3)

@@ -28,3 +28,4 @@ def test_ddp_trains_as_one_process(name: str) -> None:
 @pytest.mark.engines
 def test_ddp_bf16_trains_as_one_process() -> None:
     check(Case(dp=2, compute="bf16", engine=DDP), loss=2e-3, norm=5e-2)
+    check(Case(dp=2, compute="bf16", gradients="bf16", engine=DDP), loss=2e-3, norm=5e-2)

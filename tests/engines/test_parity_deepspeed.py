@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -49,10 +50,20 @@ OPTIONS = {
     "zero1-no-clipping": Case(dp=2, engine=zero(1), optimizer={"clip_grad_norm": 0.0}),
 }
 CASES = DP | TP_DP | PIPELINE | OPTIONS
+SOAK = {
+    *("pp2-tied-tp2", "pp4", "pp2-full-recompute", "zero3-dp4", "zero3-all-whole", "zero2-recompute", "zero1-dp1"),
+    *("zero2-micro2", "zero1-tp2-documents", "zero2-bf16-gradients", "zero3-bf16-gradients"),
+}
+"""Cells that others stand for in everyday tests."""
+
+
+def often(names: Iterable[str]) -> list[Any]:
+    """Mark the cells that run only with the long lists."""
+    return [pytest.param(name, marks=pytest.mark.soak if name in SOAK else ()) for name in names]
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", often(CASES))
 def test_deepspeed_trains_as_one_process(name: str) -> None:
     check(CASES[name])
 
@@ -63,10 +74,14 @@ BF16 = {
     "zero3": Case(dp=2, engine=zero(3)),
     "zero1-tp2": Case(tp=2, engine=zero(1)),
     "pp2": Case(pp=2, engine=zero(1)),
+    "zero1-bf16-gradients": Case(dp=2, gradients="bf16", engine=zero(1)),
+    "zero2-bf16-gradients": Case(dp=2, gradients="bf16", engine=zero(2)),
+    "zero3-bf16-gradients": Case(dp=2, gradients="bf16", engine=zero(3)),
+    "pp2-bf16-gradients": Case(pp=2, gradients="bf16", engine=zero(1)),
 }
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("name", BF16)
+@pytest.mark.parametrize("name", often(BF16))
 def test_deepspeed_bf16_trains_as_one_process(name: str) -> None:
     check(replace(BF16[name], compute="bf16"), loss=2e-3, norm=5e-2)
