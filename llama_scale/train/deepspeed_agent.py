@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run=str(options.run.absolute()),
         attempt=options.attempt,
         environment=str(options.run.absolute() / "attempts" / f"{options.attempt:03d}" / "environment"),
+        lease_s=options.lease_s,
     )
     control = Control(job.attempt_dir)
     try:
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--env-file", type=Path, required=True, help="the bundle's variables, as a shell reads them")
     parser.add_argument("--world-size", type=int, required=True, help="ranks of the run")
     parser.add_argument("--stop-grace-s", type=float, default=60.0, help="time to save and leave after a stop signal")
+    parser.add_argument("--lease-s", type=float, default=20.0, help="ranks end when this process is gone for so long")
     parser.add_argument("--attempt", type=int, default=int(os.environ.get("LLAMA_SCALE_ATTEMPT", "0")), help="from 0")
     parser.add_argument("--hostfile", type=Path, help="hosts to reach by ssh, in order of ranks; default: this one")
     parser.add_argument("--ssh-port", type=int, help="port of sshd on the hosts")
@@ -92,13 +94,17 @@ def _prepare(options: argparse.Namespace, job: RankJob, control: Control) -> tup
     """
     try:
         (Path(job.run) / "logs").mkdir(exist_ok=True)
-        control.begin()
+        control.begin(patience_s=1.25 * job.lease_s)
         bundled = parse_environment(options.env_file.read_text(encoding="utf-8"))
         hosts = parse_hostfile(options.hostfile.read_text(encoding="ascii")) if options.hostfile else ()
         values = _ranks_variables(bundled, os.environ)
         Path(job.environment).write_text(_assignments(values), encoding="utf-8")
     except (HostfileError, UnicodeDecodeError) as error:
         raise LaunchError(f"{options.hostfile}: {error}; render the bundle again") from error
+    except BlockingIOError as error:
+        raise LaunchError(
+            f"ranks of an earlier start of {job.run} still run, though nobody renews their lease; end them with kill"
+        ) from error
     except OSError as error:
         raise LaunchError(f"cannot prepare {job.run}: {error}; check its permissions and free space") from error
     port = options.master_port or choose_port(f"{job.run}#{job.attempt}", check=not hosts)

@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write(record, job)  # from here on the agent counts on a worker that answers to a stop
     kills = out_of_memory_kills()
     try:
-        child = _start(job, rank=rank)
+        with control.held():
+            code, by_agent = _watch(_start(job, rank=rank), control, lease_s=job.lease_s)
     except OSError as error:
         sys.stderr.write(f"rank {rank} on {record.host} cannot start: {error}\n")
         _write(record.end(1), job)
         return 1
-    code, by_agent = _watch(child, control, lease_s=job.lease_s)
     _write(record.end(code, by_agent=by_agent, out_of_memory=out_of_memory_kills() > kills), job)
     if code in (0, PREEMPTED_EXIT):
         return 0

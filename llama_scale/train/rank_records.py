@@ -7,11 +7,13 @@ to save. The shared run folder reaches every host, needs no port, and outlives e
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,7 +34,7 @@ class RankJob:
     run: str
     attempt: int
     environment: str
-    lease_s: float = 30.0
+    lease_s: float = 20.0
 
     def encode(self) -> str:
         """Return one word of letters, digits, ``-`` and ``_``: it passes through every shell unharmed.
@@ -131,17 +133,47 @@ class Control:
         """While it exists, ranks are killed."""
         return self.attempt_dir / "end"
 
-    def begin(self) -> None:
+    @property
+    def lock(self) -> Path:
+        """File that every process over a rank holds a shared flock on; that of the run, whatever the attempt."""
+        return self.attempt_dir.parent / "ranks.lock"
+
+    def begin(self, *, patience_s: float = 0.0) -> None:
         """Remove what an earlier try left and grant the first lease.
 
+        Args:
+            patience_s: How long to wait for the end of ranks of an earlier start, whose lease runs out.
+
         Raises:
+            BlockingIOError: They still live.
             OSError: The folder cannot be written.
         """
         self.attempt_dir.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                with self.lock.open("ab") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up at once: ranks are to have it
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
         for pattern in ("error-rank-*.json", "rank-*.json", "verdict*.json", "stop", "end"):
             for old in self.attempt_dir.glob(pattern):
                 old.unlink(missing_ok=True)
         self.lease.touch()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the ranks' lock inside the block.
+
+        Raises:
+            OSError: It cannot be had.
+        """
+        with self.lock.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            yield
 
 
 class LeaseWatch:

@@ -21,7 +21,7 @@ from llama_scale.launchers.processes import is_alive
 from llama_scale.train import deepspeed_agent
 from llama_scale.train.deepspeed_agent import choose_port
 from llama_scale.train.failures import ErrorReport, write_report
-from llama_scale.train.rank_records import parse_environment
+from llama_scale.train.rank_records import Control, parse_environment
 from tests.live_runs import environment, wait_for
 
 # What every test's command begins with: `record RANK CODE` writes a rank's record, CODE null while it runs.
@@ -41,7 +41,7 @@ class Agent:
 
     def __init__(self, folder: Path, script: str, *arguments: str) -> None:
         self.run = folder / "it's a run"
-        self.run.mkdir()
+        self.run.mkdir(exist_ok=True)
         self.attempt = self.run / "attempts" / "000"
         (folder / "env").write_text("FROM_SPEC='a b'\n", encoding="utf-8")
         (folder / "command").write_text(f"RUN=$1\n{_PRELUDE}\n{script}\n", encoding="utf-8")
@@ -102,7 +102,7 @@ def test_success_of_the_command_is_not_believed(agents: Any) -> None:
 
 
 def test_command_that_leaves_running_ranks_behind_is_named_and_they_end(agents: Any) -> None:
-    agent = agents("sleep 300 & record 0 null $!; record 1 null $!; echo $! > \"$RUN/pid\"; kill -9 $$")
+    agent = agents('sleep 300 & record 0 null $!; record 1 null $!; echo $! > "$RUN/pid"; kill -9 $$')
     verdict = agent.end()
     assert verdict["message"].startswith("the deepspeed command was killed by SIGKILL while rank 0, 1 still ran")
     assert (agent.attempt / "end").exists()
@@ -159,6 +159,15 @@ def test_ranks_that_do_not_stop_in_time_are_ended(agents: Any) -> None:
     assert verdict["exit_code"] == 5
     assert verdict["first_failure"]["rank"] == 0
     assert "did not save and leave in time after a stop signal" in verdict["message"]
+
+
+def test_start_beside_living_ranks_is_refused(agents: Any, tmp_path: Path) -> None:
+    control = Control(tmp_path / "it's a run" / "attempts" / "000")
+    control.attempt_dir.mkdir(parents=True)
+    with control.held():
+        verdict = agents("record 0 0; record 1 0", "--lease-s", "0.2").end()
+    assert verdict["exit_code"] == 5
+    assert "still run, though nobody renews their lease; end them with kill" in verdict["message"]
 
 
 def test_ports_differ_by_attempt_and_taken_ones_are_left_out() -> None:

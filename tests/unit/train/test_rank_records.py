@@ -91,6 +91,13 @@ def test_beginning_again_removes_what_an_earlier_try_left(job: RankJob) -> None:
     assert [path.name for path in job.attempt_dir.iterdir()] == ["lease"]
 
 
+def test_no_second_start_while_a_rank_lives(job: RankJob) -> None:
+    control = Control(job.attempt_dir)
+    with control.held(), control.held(), pytest.raises(BlockingIOError):
+        Control(job.attempt_dir.with_name("003")).begin(patience_s=0.3)
+    control.begin()
+
+
 def test_rank_that_is_not_to_begin_ends_well(job: RankJob) -> None:
     Control(job.attempt_dir).stop.touch()
     code, err = _end(_rank(job))
