@@ -132,28 +132,6 @@ def make_plan(spec: RunSpec) -> RunPlan:
     shape = ModelShape.model_validate(model.model_dump(include=set(ModelShape.model_fields)))
     topology = Topology(dp_size=spec.parallel.data, tp_size=spec.parallel.tensor, pp_size=spec.parallel.pipeline)
     batch = _batch(spec)
-    case = ActivationCase(
-        shape=shape,
-        micro_batch=batch.micro_batch,
-        seq_length=batch.seq_length,
-        tp_size=topology.tp_size,
-        sequence_parallel=spec.parallel.sequence,
-        element_bytes=element_bytes(spec.precision),
-        recompute=spec.recompute,
-    )
-    memory = tuple(
-        stage_memory(
-            case,
-            stages,
-            pp_rank=pp_rank,
-            topology=topology,
-            engine=spec.engine,
-            precision=spec.precision,
-            vocab_pad_multiple=model.vocab_pad_multiple,
-            micro_batches=batch.accumulation,
-        )
-        for pp_rank in range(topology.pp_size)
-    )
     assert spec.train.steps is not None
     return RunPlan(
         name=spec.name,
@@ -167,11 +145,39 @@ def make_plan(spec: RunSpec) -> RunPlan:
         stages=stages,
         batch=batch,
         steps=spec.train.steps,
-        memory=memory,
+        memory=_memory(spec, shape, stages=stages, topology=topology, batch=batch),
         schedule=make_schedule(
             micro_batches=batch.accumulation,
             chunk_layers=[[len(chunk.layers) for chunk in stage] for stage in stages],
         ),
+    )
+
+
+def _memory(
+    spec: RunSpec, shape: ModelShape, *, stages: Stages, topology: Topology, batch: BatchPlan
+) -> tuple[StageMemory, ...]:
+    """Return each stage's memory, first to last."""
+    case = ActivationCase(
+        shape=shape,
+        micro_batch=batch.micro_batch,
+        seq_length=batch.seq_length,
+        tp_size=topology.tp_size,
+        sequence_parallel=spec.parallel.sequence,
+        element_bytes=element_bytes(spec.precision),
+        recompute=spec.recompute,
+    )
+    return tuple(
+        stage_memory(
+            case,
+            stages,
+            pp_rank=pp_rank,
+            topology=topology,
+            engine=spec.engine,
+            precision=spec.precision,
+            vocab_pad_multiple=spec.model.vocab_pad_multiple,
+            micro_batches=batch.accumulation,
+        )
+        for pp_rank in range(topology.pp_size)
     )
 
 
