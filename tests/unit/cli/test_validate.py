@@ -137,8 +137,6 @@ def test_init_for_several_hosts_names_them_or_says_that_the_launcher_stays_here(
     result = CliRunner().invoke(app, [*words, "--launcher", "deepspeed", "--nodes", "4"])
     assert result.exit_code == 0, result.stderr
     assert load_spec(path).launcher.hosts == ("host-0", "host-1", "host-2", "host-3")
-    assert CliRunner().invoke(app, [*words, "--launcher", "deepspeed"]).exit_code == 0
-    assert 1 < load_spec(path).cluster.nodes < 64
     result = CliRunner().invoke(app, [*words, "--nodes", "4"])
     assert result.exit_code == 0
     assert "the local launcher starts processes on this machine only" in result.stderr
