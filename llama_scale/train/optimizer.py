@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch._dynamo  # the first optimizer would load it (a second): so the agent does, once for all its ranks
 from torch import nn
 
 from llama_scale.train import cpu

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +23,33 @@ _KNOWN_WARNINGS = (
     (DeprecationWarning, r"\s*The 'megatron\.core\.transformer\.custom_layers\.transformer_engine'"),
 )
 
-with warnings.catch_warnings():
+
+@contextlib.contextmanager
+def _compile_nothing() -> Iterator[None]:
+    """Leave functions as they are that torch.compile decorates inside this block, in a torch without CUDA.
+
+    Megatron-Core's fused functions are for GPUs and are not called on the CPU; decorating them loads the compiler,
+    which takes a quarter of the import. A CUDA build is left alone without asking for a device: that would start CUDA
+    in the agent, whose forked ranks could not use it any more.
+    """
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        yield
+        return
+    compiler = torch.compile
+    torch.compile = _as_it_is  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiler
+
+
+def _as_it_is(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+    """Stand for torch.compile as a decorator, with or without options."""
+    del options
+    return (lambda decorated: decorated) if function is None else function
+
+
+with warnings.catch_warnings(), _compile_nothing():
     for _category, _message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=_message, category=_category)
     from megatron.core import optimizer as mcore_optimizer
