@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from llama_scale.convert.folders import (
     REPORT,
     Progress,
     Silence,
+    check_space,
     check_target,
     new_folder,
     read_json,
@@ -148,9 +148,7 @@ def _write_weights(
     )
     outlines = [Outline(name=t.name, shape=t.shape, dtype=dtype) for t in tensors.values()]
     total = sum(outline.nbytes for outline in outlines)
-    free = shutil.disk_usage(folder).free
-    if total > free:
-        raise ConvertError(f"{total:,} bytes are needed in {folder.parent}, {free:,} are free; free some space")
+    check_space(folder, needed=total)
     progress.start("exporting", total)
     with (
         one_torch_thread(),

@@ -84,6 +84,17 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
+def check_space(folder: Path, *, needed: int) -> None:
+    """Refuse to start writing into an existing folder what cannot fit.
+
+    Raises:
+        ConvertError: Its file system has less than ``needed`` bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConvertError(f"{needed:,} bytes are needed in {folder.parent}, {free:,} are free; free some space")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,8 +12,17 @@ import torch
 
 from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.pieces import Piece
-from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, check_free_space, commit
-from llama_scale.convert.folders import REPORT, Progress, Silence, check_target, keep_origin, new_folder, write_json
+from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, commit
+from llama_scale.convert.folders import (
+    REPORT,
+    Progress,
+    Silence,
+    check_space,
+    check_target,
+    keep_origin,
+    new_folder,
+    write_json,
+)
 from llama_scale.convert.hf_config import read_shape
 from llama_scale.convert.hf_weights import HfWeights, tensor_sha256
 from llama_scale.convert.ledger import Ledger
@@ -74,7 +83,7 @@ def import_hf(
     reporter.start("importing", total)
     try:
         with new_folder(target) as tmp:
-            check_free_space(tmp, needed_bytes=[total])
+            check_space(tmp, needed=total)
             with _Copier(weights, shape=shape, dtype=chosen, ledger=ledger, progress=reporter) as copier:
                 written = _write_shards(parts, tmp, copier=copier, dtype=chosen, at_once=at_once)
             manifest = build_manifest(

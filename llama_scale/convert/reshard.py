@@ -11,8 +11,8 @@ import torch
 from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.reader import CheckpointReader
-from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, check_free_space, commit
-from llama_scale.convert.folders import ORIGIN, Progress, Silence, check_target, new_folder
+from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, commit
+from llama_scale.convert.folders import ORIGIN, Progress, Silence, check_space, check_target, new_folder
 from llama_scale.convert.shards import Layout, check_layout, shard_parts, topology_record
 from llama_scale.convert.threads import finish_shards, shards_at_once
 from llama_scale.errors import CheckpointError, ConvertError
@@ -41,7 +41,7 @@ def reshard(source: Path, target: Path, *, layout: Layout, progress: Progress | 
         reader = CheckpointReader(source, verify="hashes")
         stages = check_layout(reader.manifest.shape, layout)
         with new_folder(target) as tmp:
-            check_free_space(tmp, needed_bytes=[reader.manifest.total_bytes])
+            check_space(tmp, needed=reader.manifest.total_bytes)
             written = _write(reader, tmp, layout=layout, progress=progress or Silence())
             manifest = build_manifest(
                 written,

@@ -84,7 +84,7 @@ class _Skips:
         self.total += 1
         if self.in_a_row > self.limit:
             raise NonFiniteError(
-                f"{what}; that are {self.in_a_row} skipped steps in a row, train.max_skipped={self.limit} allows no "
+                f"{what}; that makes {self.in_a_row} skipped steps in a row, train.max_skipped={self.limit} allows no "
                 "more: lower optimizer.lr or look at the data of these steps"
             )
 

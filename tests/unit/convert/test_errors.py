@@ -250,3 +250,25 @@ def test_verify_refuses_another_model(tmp_path):
         verify(tmp_path / "ck", other)
     with pytest.raises(ConvertError, match="--tensor 5 does not divide"):
         verify(tmp_path / "ck", source, layout=Layout(tp_size=5))
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    source = Tiny().write(tmp_path / "hf")
+    import_hf(source, tmp_path / "whole", layout=Layout())
+    real = os.statvfs
+    monkeypatch.setattr(os, "statvfs", lambda path: _Full(real(path)))
+    needed = r"[0-9,]+ bytes are needed in .*, 4,096 are free; free some space"
+    refuse(tmp_path, source, needed)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(ConvertError, match=needed):
+        export_hf(tmp_path / "whole", tmp_path / "back")
+    with pytest.raises(ConvertError, match=needed):
+        reshard(tmp_path / "whole", tmp_path / "back", layout=Layout(pp_size=2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+class _Full:
+    """A file system's numbers with one free block of 4096 bytes."""
+
+    def __init__(self, real: os.statvfs_result) -> None:
+        self.f_frsize, self.f_blocks, self.f_bfree, self.f_bavail = 4096, real.f_blocks, 1, 1
