@@ -52,13 +52,13 @@ def show(value: object) -> str:
         if looks_secret(value):
             return "(hidden: it looks like a secret)"
         text = json.dumps(value, ensure_ascii=False).replace("\\\\", "\\")
-        text = f"'{text[1:-1]}'"
-    elif isinstance(value, Mapping):
+        text = text[1:-1]
+        return f"'{text}'" if len(text) <= _SHOWN - 2 else f"'{text[: _SHOWN - 5]}...'"
+    if isinstance(value, Mapping):
         return "a mapping"
-    elif isinstance(value, list | tuple):
+    if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
-    else:
-        text = json.dumps(value)
+    text = json.dumps(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 

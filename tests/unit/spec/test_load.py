@@ -215,6 +215,12 @@ def test_secret_values_are_refused_and_not_shown(key: str, value: str) -> None:
     assert value == "x" or not any(value in line for line in found)
 
 
+def test_long_values_are_shown_cut_with_their_quotes_closed() -> None:
+    (line,) = lines(GOOD_TEXT, f"name={'long ' * 30}x")
+    value = f"'{'long ' * 11}...'"
+    assert f"name: {value} is not a name (from --set name={value})" in line
+
+
 def test_missing_keys_are_explained_and_flow_mappings_tell_how_to_quote() -> None:
     found = lines(GOOD_TEXT.replace("train: {tokens: 1e4}\n", "").replace("seq_length: 128", ""))
     assert any("'train' is missing; add it: Length of the training" in line for line in found), found
