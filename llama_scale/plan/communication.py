@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log2
 
 from llama_scale.plan.constants import Constants
 from llama_scale.plan.workload import Workload
 
 _GIGA, _MICRO, _BITS = 1e9, 1e-6, 8
+
+_INSIDE_HOP = 0.25
+"""Latency of a ring's step within a node over one across the network: 3.4 over 14 us in NCCL's own model (NVLink and
+network, ring, simple protocol: github.com/NVIDIA/nccl src/graph/tuning.cc, hwLat)."""
 
 _UNKNOWN_LINK_GB = 25.0
 """PCIe 4 x16, one direction, less protocol: what devices without NVLink have."""
@@ -49,7 +52,8 @@ class Fabric:
             return volume / self.link + messages * self.constants.collective_us * _MICRO
         # Each node's part of the ring leaves through all its devices' adapters, shared by the groups side by side.
         bandwidth = min(self.link, self.network * inside)
-        steps = members / inside + log2(max(inside, 1)) + 1
+        nodes = members / inside
+        steps = nodes * (1 + _INSIDE_HOP * (inside - 1))
         return volume / bandwidth + messages * (self.constants.collective_us + self.constants.hop_us * steps) * _MICRO
 
     def send_seconds(self, size: float, *, stride: int, devices: int) -> float:

@@ -36,23 +36,23 @@ class Constants:
         fragmentation: *Fitted.* Share of all tensors that the allocator holds on top of them.
     """
 
-    gemm_ampere: float = 0.793
-    gemm_hopper: float = 0.892
-    gemm_blackwell: float = 0.762
+    gemm_ampere: float = 0.803
+    gemm_hopper: float = 0.88
+    gemm_blackwell: float = 0.741
     gemm_fp8: float = 1.1
-    tile_k: float = 27.7
-    misaligned: float = 2.0
-    attention: float = 0.482
-    memory: float = 0.712
-    link: float = 0.85
-    network: float = 0.95
+    tile_k: float = 40.5
+    misaligned: float = 1.98
+    attention: float = 0.475
+    memory: float = 0.699
+    link: float = 0.76
+    network: float = 0.932
     hop_us: float = 20.0
     collective_us: float = 40.0
-    kernel_us: float = 3.0
-    dispatch_us: float = 44.0
-    tp_hidden: float = 0.235
-    overlap: float = 0.165
-    straggler: float = 0.00203
+    kernel_us: float = 2.0
+    dispatch_us: float = 16.5
+    tp_hidden: float = 0.283
+    overlap: float = 0.251
+    straggler: float = 0.00276
     context_gb: float = 2.5
     fragmentation: float = 0.1
 

@@ -18,9 +18,9 @@ _TERA = 1e12
 _TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 1.06), (128, 64, 1.25), (64, 64, 1.6))
 """Rows and columns of the tiles that libraries choose from; smaller ones read operands more often."""
 
-_FLASH = {"flash1": 0.62, "flash2": 1.0, "flash3": 1.0}
-"""Rate of a flash kernel over FlashAttention-2's on Ampere: FlashAttention-2's abstract (arXiv:2307.08691) gives 25-40%
-of the peak for the first and 50-73% for the second."""
+_FLASH = {"flash1": 0.62, "flash2": 1.0, "flash3": 1.12}
+"""Rate of a flash kernel over FlashAttention-2's on Ampere, each against the best matmul rate of its device. Abstracts:
+25-40% of the peak for the first, 50-73% for the second (arXiv:2307.08691), 75% for the third (arXiv:2407.08608)."""
 
 _OLD_INSTRUCTIONS = 0.55
 """FlashAttention-2's 35% of Hopper's peak (abstract of FlashAttention-3, arXiv:2407.08608) over its share on Ampere: it

@@ -235,7 +235,7 @@ def _software(reader: RowReader, *, parallel: Parallelism, gated: bool) -> Softw
         attention=_attention(kernel),
         fused=not gated or modern or compiled or "rms" in kernel or flash_family,
         overlap_grads=overlaps and "no dp overlap" not in notes,
-        overlap_params=overlaps,
+        overlap_params=overlaps and "internevo" not in framework,
         overlap_tp=modern or "async" in notes or "asynctp" in framework,
         overlap_p2p=modern or parallel.vp > 1,
         scatter_p2p=megatron,
