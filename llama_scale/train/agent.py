@@ -19,7 +19,6 @@ import gc
 import importlib
 import logging
 import signal
-import socket
 import sys
 import warnings
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError, LlamaScaleError
 from llama_scale.train import failures
+from llama_scale.train.ports import free_port
 from llama_scale.train.rank_records import out_of_memory_kills
 from llama_scale.train.verdict import FirstFailure, Verdict, judge_failure
 from llama_scale.train.watch import STOP_SIGNALS, RankWatch
@@ -184,7 +184,7 @@ def _launch(job: Job, placement: Placement, watch: RankWatch, *, logs: Path, tee
 
     _quiet_torchelastic()
     for trial in range(5):
-        endpoint = placement.rdzv_endpoint or f"127.0.0.1:{_free_port()}"
+        endpoint = placement.rdzv_endpoint or f"127.0.0.1:{free_port()}"
         config = LaunchConfig(
             min_nodes=placement.nnodes,
             max_nodes=placement.nnodes,
@@ -226,12 +226,6 @@ def _rank_main(job: Job, watch: RankWatch, logs: Path, tee: bool) -> int:
     except Exception as error:
         worker.fail(job.attempt_dir, error, rank=rank)
     return worker.run_rank(job, stop=stop, tee=agents_stderr if tee and rank == 0 else None)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _quiet_torchelastic() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from llama_scale.spec.run import RunSpec
 from llama_scale.train import distributed
 from llama_scale.train.model import LlamaModel, build_chunks
 from llama_scale.train.names import logical_parameters
+from llama_scale.train.ports import free_port
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("request", type=Path, help="JSON of a Request")
     request = Request.from_json(parser.parse_args(argv).request.read_text(encoding="utf-8"))
     world = request.tp_size * request.pp_size
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     # Kills the others when one fails, and shows the first failure's traceback.
     torch.multiprocessing.start_processes(_rank_main, args=(world, port, request), nprocs=world, start_method="fork")
     return 0

@@ -11,12 +11,13 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import pickle
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from llama_scale.train.ports import free_port
 
 _PRELOAD = [
     "torch",
@@ -38,12 +39,6 @@ def _context() -> Any:
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     return context
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _rank_main(rank: int, world: int, port: int, work: bytes, pipe: Connection) -> None:
@@ -79,7 +74,7 @@ def run_ranks(
     """
     context = _context()
     work = pickle.dumps((function, args, kwargs))
-    port = _free_port()
+    port = free_port()
     ranks: list[tuple[Any, Connection]] = []
     try:
         for rank in range(world_size):
