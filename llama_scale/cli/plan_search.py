@@ -15,6 +15,9 @@ from llama_scale.spec.run import RunSpec
 _GIB = float(1 << 30)
 _WIDTH = 110
 
+_LARGEST_HOST = 16
+"""More devices on one link are a rack's, and jobs take parts of racks."""
+
 
 def run_search(
     spec: RunSpec, *, hardware: Hardware | None, gpus: int | None, objective: Objective, top: int, as_json: bool
@@ -27,7 +30,7 @@ def run_search(
     if hardware is None:
         raise SpecError("the search needs an accelerator: give --gpu (h100, ...), --hardware FILE or cluster.profile")
     devices = gpus or spec.cluster.world_size
-    node = min(devices, _node(spec, hardware))
+    node = scale_up_domain(spec, hardware, devices)
     if devices % node:
         raise SpecError(f"--gpus {devices} does not fill hosts of {node} devices; use {devices // node * node} or more")
     result = search(spec, hardware=hardware, devices=devices, devices_per_node=node, objective=objective)
@@ -54,9 +57,13 @@ def run_search(
     emit(_tables(result.fitting, len(result.ranked), shown, hardware=hardware, devices=devices))
 
 
-def _node(spec: RunSpec, hardware: Hardware) -> int:
-    """Return the devices of a scale-up domain: the host's, or the rack's where the link spans one."""
-    return max(spec.cluster.devices_per_node if spec.cluster.profile else 1, hardware.link_devices)
+def scale_up_domain(spec: RunSpec, hardware: Hardware, devices: int) -> int:
+    """Return the devices that a fast link connects: a host's, or those of a rack that divide the job evenly."""
+    hosts = spec.cluster.devices_per_node if spec.cluster.profile else 1
+    domain = min(devices, max(hosts, hardware.link_devices))
+    if hardware.link_devices > _LARGEST_HOST:
+        domain = max(size for size in range(1, domain + 1) if devices % size == 0)
+    return domain
 
 
 def _document(one: Ranked) -> dict[str, Any]:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from llama_scale.plan.workload import Parallelism
 from llama_scale.plan.workload_sizes import stage_counts
 from llama_scale.spec.nearby import divisors
+from llama_scale.spec.rule import Rule
 from llama_scale.spec.rules import RULES
 from llama_scale.spec.view import View
 
 if TYPE_CHECKING:
     from llama_scale.spec.run import RunSpec
 
-_CHANGED = {"parallel", "engine", "recompute", "batch"}
-_RULES = tuple(rule for rule in RULES if _CHANGED & set(rule.needs))
+_OUTER, _INNER = {"parallel", "engine"}, {"recompute", "batch"}
+_INNER_RULES = tuple(rule for rule in RULES if _INNER & set(rule.needs))
+_OUTER_RULES = tuple(rule for rule in RULES if _OUTER & set(rule.needs) and not _INNER & set(rule.needs))
+"""Rules that do not read batch and recompute are asked once for all of them."""
 
 _LARGEST_MICRO = 64
 """Micro-batches above this never pay: GEMMs are large enough long before, and activations grow with them."""
@@ -48,26 +52,20 @@ def candidates(spec: RunSpec, *, devices: int, devices_per_node: int) -> Iterato
     assert model.kind == "inline", "a resolved spec has an inline model"
     layers = model.num_layers
     for parallel in _degrees(spec, devices=devices):
+        sections["parallel"] = parallel
         for engine in _engines(spec, parallel):
-            for batch in _batches(spec, parallel):
-                for recompute in _recomputes(parallel, layers=layers):
-                    candidate = Candidate(parallel, engine, recompute, batch)
-                    if allowed(sections, candidate):
-                        yield candidate
+            sections["engine"] = engine
+            if not _accepted(_OUTER_RULES, sections):
+                continue
+            for batch, recompute in product(_batches(spec, parallel), _recomputes(parallel, layers=layers)):
+                sections |= {"batch": batch, "recompute": recompute}
+                if _accepted(_INNER_RULES, sections):
+                    yield Candidate(parallel, engine, recompute, batch)
 
 
-def allowed(sections: dict[str, Any], candidate: Candidate) -> bool:
-    """Tell whether the rules accept a candidate."""
-    view: Any = View(
-        **sections
-        | {
-            "parallel": candidate.parallel,
-            "engine": candidate.engine,
-            "recompute": candidate.recompute,
-            "batch": candidate.batch,
-        }
-    )
-    return not any(True for rule in _RULES for _ in rule.check(view))
+def _accepted(rules: Sequence[Rule], sections: dict[str, Any]) -> bool:
+    view: Any = View(**sections)
+    return not any(True for rule in rules for _ in rule.check(view))
 
 
 def _degrees(spec: RunSpec, *, devices: int) -> Iterator[View]:
