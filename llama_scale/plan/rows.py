@@ -104,6 +104,9 @@ def read_row(row: Mapping[str, str]) -> tuple[Workload, list[str]]:
         precision = "bf16"
     gpus_per_node = reader.number("gpus_per_node", hardware.link_devices)
     micro = reader.optional("micro_batch") or 1
+    if parallel.pp > 1 and micro > 1 and micro * parallel.dp == reader.number("global_batch", micro * parallel.dp):
+        reader.notes.append(f"micro_batch={micro} is the whole batch of a pipeline; taken as {micro} of 1")
+        micro = 1
     workload = Workload(
         model=model,
         parallel=parallel,

@@ -138,7 +138,7 @@ def _layer_bytes(workload: Workload) -> tuple[float, float]:
     kept += (3 if model.gated else 2) * inner * size
     if software.dropout:
         kept += 2 * stream
-    if not software.fused:
+    if not software.fused and not software.selective_operations:  # those recompute element-wise results anyway
         kept += 2 * 4 * stream + 2 * heads * size + inner * size  # fp32 norms, rotated copies, silu's output
     core: float = 4.0 * tokens * model.heads / tp
     if software.attention.startswith("unfused"):

@@ -86,6 +86,12 @@ def test_attention_kernels(kernel: str, attention: str) -> None:
     assert read_row(ROW | {"attention_kernel": kernel})[0].software.attention == attention
 
 
+def test_a_pipeline_never_runs_on_one_micro_batch() -> None:
+    workload, notes = read_row(ROW | {"micro_batch": "8", "global_batch": "16"})
+    assert workload.micro_batches == 8
+    assert notes == ["micro_batch=8 is the whole batch of a pipeline; taken as 8 of 1"]
+
+
 def test_partial_recomputation_reads_its_share() -> None:
     changes = {"recompute": "partial-full", "notes": "recipe: full recompute of 5/32 layers"}
     parallel = read_row(ROW | changes)[0].parallel
