@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ def run_rank(job: Job, *, stop: StopRequest, tee: int | None = None) -> int:
 def fail(attempt_dir: Path | None, error: BaseException, *, rank: int) -> Never:
     """Write down why this rank ends, and end it without any clean-up."""
     found = failures.report(error, rank=rank)
-    sys.stderr.write(found.traceback or f"error: {error}\n")
+    # The log has the traceback in any case; the report leaves it out where only the message helps.
+    sys.stderr.write("".join(traceback.format_exception(error)))
     if attempt_dir is not None:
         try:
             failures.write_report(attempt_dir, found)

@@ -126,7 +126,7 @@ def test_killed_rank_is_named_and_its_victims_apart(tmp_path: Path) -> None:
     assert "rank 2 failed first: killed by SIGKILL" in output
 
 
-def test_exception_in_one_rank_is_shown_with_its_traceback(tmp_path: Path) -> None:
+def test_exception_in_one_rank_is_told_from_its_victims(tmp_path: Path) -> None:
     run = make_run(tmp_path, *FOREVER)
     (run / "metrics.jsonl").mkdir()  # only rank 0 opens it
     with agent(run) as process:
@@ -136,12 +136,24 @@ def test_exception_in_one_rank_is_shown_with_its_traceback(tmp_path: Path) -> No
     found = verdict(run)
     assert found["first_failure"]["rank"] == 0
     assert "cannot write" in found["first_failure"]["error"]
-    assert "IsADirectoryError" in found["first_failure"]["traceback"]
-    assert found["first_failure"]["traceback"] in output
+    assert "IsADirectoryError" in (run / "logs" / "rank-00000.log").read_text()
+    assert "Traceback" not in output  # the message says what to do; a crash is shown whole, see below
     assert 0 not in found["victims"]
     kinds = {p.name: json.loads(p.read_text())["kind"] for p in (run / "attempts" / "000").glob("error-*.json")}
     assert kinds.pop("error-rank-00000.json") == "crash"
     assert set(kinds.values()) <= {"collateral"}
+
+
+def test_crash_in_one_rank_is_shown_with_its_traceback(tmp_path: Path) -> None:
+    run = make_run(tmp_path, *FOREVER, "tracking.tensorboard=true")
+    (run / "tensorboard").write_text("no folder")
+    with agent(run) as process:
+        code, output = finish(process)
+        assert code == 5, output
+    found = verdict(run)
+    assert found["first_failure"]["rank"] == 0
+    assert "FileExistsError" in found["first_failure"]["traceback"]
+    assert found["first_failure"]["traceback"] in output
 
 
 def test_rank_that_cannot_start_is_named(tmp_path: Path) -> None:
