@@ -7,16 +7,13 @@ from typing import Any
 
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.errors import SpecError
-from llama_scale.plan.hardware import Hardware
+from llama_scale.plan.hardware import Hardware, scale_up_domain
 from llama_scale.plan.search import Objective, Ranked, search, with_reasons
 from llama_scale.plan.search_space import describe
 from llama_scale.spec.run import RunSpec
 
 _GIB = float(1 << 30)
 _WIDTH = 110
-
-_LARGEST_HOST = 16
-"""More devices on one link are a rack's, and jobs take parts of racks."""
 
 
 def run_search(
@@ -30,7 +27,7 @@ def run_search(
     if hardware is None:
         raise SpecError("the search needs an accelerator: give --gpu (h100, ...), --hardware FILE or cluster.profile")
     devices = gpus or spec.cluster.world_size
-    node = scale_up_domain(spec, hardware, devices)
+    node = scale_up_domain(hardware, devices=devices, devices_per_node=spec.cluster.devices_per_node)
     if devices % node:
         raise SpecError(f"--gpus {devices} does not fill hosts of {node} devices; use {devices // node * node} or more")
     result = search(spec, hardware=hardware, devices=devices, devices_per_node=node, objective=objective)
@@ -55,15 +52,6 @@ def run_search(
         )
         return
     emit(_tables(result.fitting, len(result.ranked), shown, hardware=hardware, devices=devices))
-
-
-def scale_up_domain(spec: RunSpec, hardware: Hardware, devices: int) -> int:
-    """Return the devices that a fast link connects: a host's, or those of a rack that divide the job evenly."""
-    hosts = spec.cluster.devices_per_node if spec.cluster.profile else 1
-    domain = min(devices, max(hosts, hardware.link_devices))
-    if hardware.link_devices > _LARGEST_HOST:
-        domain = max(size for size in range(1, domain + 1) if devices % size == 0)
-    return domain
 
 
 def _document(one: Ranked) -> dict[str, Any]:

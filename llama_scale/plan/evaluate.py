@@ -69,11 +69,11 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
         SpecError: the file cannot be read, or has no header with the columns that name a model.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             missing = [name for name in ("hidden", "n_layers", "gpu") if name not in (reader.fieldnames or ())]
             if missing:
                 raise SpecError(f"{path}: no column {', '.join(missing)}; the first line must name the columns")
             yield from reader
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SpecError(f"cannot read {path}: {error}") from error
+        raise SpecError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error

@@ -152,6 +152,25 @@ def find_hardware(device_name: str, *, table: tuple[Hardware, ...] = HARDWARE) -
     return None
 
 
+_LARGEST_HOST = 16
+"""More devices on one link are a rack's, and jobs take parts of racks."""
+
+
+def scale_up_domain(hardware: Hardware, *, devices: int, devices_per_node: int) -> int:
+    """Return the devices of a job that a fast link connects: a host's, or those of a rack that divide the job evenly.
+
+    Args:
+        hardware: The accelerator.
+        devices: Devices of the job.
+        devices_per_node: Devices of a host, for accelerators without a link of their own.
+    """
+    linked = hardware.link_devices
+    size = min(devices, linked if linked > 1 else devices_per_node)
+    if linked > _LARGEST_HOST:
+        size = max(count for count in range(1, size + 1) if devices % count == 0)
+    return size
+
+
 def device_bytes(memory_gb: float) -> float:
     """Return the bytes that a device named for so many GB gives to programs: GiB in truth, less 1% for its driver."""
     return 0.99 * memory_gb * (1 << 30)

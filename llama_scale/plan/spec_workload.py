@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llama_scale.layout.parameters import padded_vocab_size
-from llama_scale.plan.hardware import Hardware
+from llama_scale.plan.hardware import Hardware, scale_up_domain
 from llama_scale.plan.workload import Dimensions, Parallelism, Precision, Sharding, Software, Workload
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def spec_workload(spec: RunSpec, *, hardware: Hardware) -> Workload:
             gradient_bytes=2 if spec.precision.gradients == "bf16" else 4,
         ),
         hardware=hardware,
-        devices_per_node=max(1, min(spec.cluster.devices_per_node, parallel.world_size)),
+        devices_per_node=scale_up_domain(
+            hardware, devices=parallel.world_size, devices_per_node=spec.cluster.devices_per_node
+        ),
         precision=spec_precision(spec),
         seq_length=spec.data.seq_length,
         micro_batch=batch.micro,

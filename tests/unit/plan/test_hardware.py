@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llama_scale.errors import SpecError
-from llama_scale.plan.hardware import HARDWARE, find_hardware, parse_hardware, peak_flops
+from llama_scale.plan.hardware import HARDWARE, find_hardware, parse_hardware, peak_flops, scale_up_domain
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,13 @@ def test_own_hardware_is_read_from_yaml() -> None:
 def test_bad_hardware_files_are_refused_with_place_and_rule(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_hardware(text, file="hw.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "domain"),
+    [("h100", 64, 8), ("h100", 4, 4), ("gb200", 64, 64), ("gb200", 128, 64), ("h100-pcie", 16, 2)],
+)
+def test_the_scale_up_domain_is_a_host_or_part_of_a_rack(name: str, devices: int, domain: int) -> None:
+    row = find_hardware(name)
+    assert row is not None
+    assert scale_up_domain(row, devices=devices, devices_per_node=2) == domain

@@ -142,10 +142,3 @@ def test_the_command_refuses_what_cannot_be_searched() -> None:
         run_search(_large(), hardware=hardware(), gpus=12, objective="tokens", top=3, as_json=False)
     with pytest.raises(SpecError, match="no layout of 296 devices divides the model"):
         run_search(_large(), hardware=hardware(), gpus=296, objective="tokens", top=3, as_json=False)
-
-
-@pytest.mark.parametrize(("name", "devices", "domain"), [("h100", 64, 8), ("gb200", 64, 64), ("gb200", 128, 64)])
-def test_the_scale_up_domain_is_a_host_or_part_of_a_rack(name: str, devices: int, domain: int) -> None:
-    from llama_scale.cli.plan_search import scale_up_domain
-
-    assert scale_up_domain(_large(), hardware(name), devices) == domain
