@@ -119,6 +119,7 @@ def _states(workload: Workload, numel: float) -> tuple[float, float, float, floa
     if parallel.sharding in ("zero3", "hsdp"):
         weights = 0.0  # the masters are the sharded weights; layers exist in 16 bits while they are gathered
         buffers = layer_numel(workload) * (_GATHERED_LAYERS * size + software.gradient_bytes)
+    buffers += min(software.bucket_bytes, 2 * software.gradient_bytes * numel)
     return weights, gradients, optimizer, buffers
 
 
@@ -136,6 +137,8 @@ def _layer_bytes(workload: Workload) -> tuple[float, float]:
     kept = 4 * stream * size  # inputs of both norms and of the GEMMs behind them
     kept += heads * size + queries * size  # q, k, v and the projection's input
     kept += (3 if model.gated else 2) * inner * size
+    if software.output_copy:
+        kept += queries * size
     if software.dropout:
         kept += 2 * stream
     if not software.fused and not software.selective_operations:  # those recompute element-wise results anyway

@@ -96,12 +96,15 @@ def engine_sharding(engine: Engine, *, pp_size: int) -> Sharding:
 def engine_software(engine: Engine, *, pp_size: int, gradient_bytes: int) -> Software:
     """Return what llama-scale's engines do."""
     overlap_grads = overlap_params = overlap_p2p = False
+    buckets = 0
     if engine.kind == "megatron":
         overlap_grads, overlap_params = engine.overlap_grad_reduce, engine.overlap_param_gather
         overlap_p2p = engine.overlap_p2p
     elif engine.kind == "deepspeed":
         overlap_grads = engine.overlap_comm and pp_size == 1
         overlap_params = engine.zero == 3  # ZeRO-3 always fetches ahead
+        if max(engine.zero, pp_size - 1) > 0:
+            buckets = engine.bucket_elements * gradient_bytes * (2 if engine.overlap_comm else 1)
     else:
         overlap_grads = True
     return Software(
@@ -113,6 +116,8 @@ def engine_software(engine: Engine, *, pp_size: int, gradient_bytes: int) -> Sof
         gradient_bytes=gradient_bytes,
         reduce_bytes=gradient_bytes,
         reduce_each_pass=engine.kind == "deepspeed" and engine.zero == 2 and pp_size == 1,
+        bucket_bytes=buckets,
+        output_copy=True,  # the kernel orders its output by heads
         flat_gather=engine.kind != "deepspeed",
         chunked_loss=True,
         logits_bytes=10,

@@ -143,6 +143,8 @@ class Software:
         optimizer_bytes: Bytes of optimizer state of a parameter beside its 16-bit weight: masters and moments are 12,
             an fp32 copy of the gradient makes 16, an update in unfused operations 8 more.
         reduce_each_pass: Gradients are reduced in every backward pass, not once a step (DeepSpeed's ZeRO-2).
+        bucket_bytes: Communication buckets that are kept all the time.
+        output_copy: Attention keeps its output and a reordered copy of it.
         flat_gather: FSDP gathers a layer's weights as one message, not tensor by tensor.
         parallel_loss: The loss is computed on each tensor parallel rank's part of the vocabulary.
         logits_bytes: Bytes of a logit at the loss' peak: 16 and 32 bits, softmax, gradient.
@@ -163,6 +165,8 @@ class Software:
     reduce_bytes: int = 4
     optimizer_bytes: int = 12
     reduce_each_pass: bool = False
+    bucket_bytes: int = 0
+    output_copy: bool = False
     flat_gather: bool = True
     parallel_loss: bool = True
     logits_bytes: int = 10
