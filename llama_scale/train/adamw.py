@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llama_scale.train.optimizer import MOMENTS
+from llama_scale.train.optimizer import zero_state
 
 if TYPE_CHECKING:
     from llama_scale.spec.optimizer import AdamW
@@ -31,7 +31,4 @@ def fill_state(optimizer: torch.optim.Optimizer) -> None:
     """Put moments of zero and a step count in place, as a first step would."""
     for group in optimizer.param_groups:
         for main in group["params"]:
-            state = optimizer.state[main]
-            state["step"] = torch.zeros((), dtype=torch.float32, device=main.device)
-            for moment in MOMENTS:
-                state[moment] = torch.zeros_like(main, requires_grad=False)
+            optimizer.state[main].update(zero_state(main))

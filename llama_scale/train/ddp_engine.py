@@ -19,7 +19,7 @@ from llama_scale.train.adamw import fill_state, make_adamw, parameter_groups
 from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, count_tokens, to_device
 from llama_scale.train.model import build_chunks
 from llama_scale.train.names import LocalParameter, logical_parameters
-from llama_scale.train.optimizer import HeldParameter
+from llama_scale.train.optimizer import HeldParameter, clip
 from llama_scale.train.pieces import fill_from, main_pieces, weight_pieces
 
 if TYPE_CHECKING:
@@ -137,10 +137,7 @@ class DdpEngine:
 
     @torch.no_grad()
     def _update(self, grads: list[torch.Tensor], *, norm: float, lr: float) -> None:
-        limit = self.spec.optimizer.clip_grad_norm
-        scale = limit / (norm + 1e-6)
-        if limit > 0 and scale < 1:
-            torch._foreach_mul_(grads, scale)
+        clip(grads, norm=norm, limit=self.spec.optimizer.clip_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()

@@ -18,7 +18,7 @@ from llama_scale.train.deepspeed_pipeline import StagePipeline
 from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, count_tokens, to_device
 from llama_scale.train.model import build_chunks
 from llama_scale.train.names import LocalParameter, logical_parameters
-from llama_scale.train.optimizer import HeldParameter
+from llama_scale.train.optimizer import HeldParameter, clip, gradients
 from llama_scale.train.pieces import fill_from, main_pieces, weight_pieces
 from llama_scale.train.versions import parallel_state
 
@@ -166,14 +166,12 @@ class DeepSpeedEngine:
             return self._outcome()
         norm = self._undivided_norm()
         finite = math.isfinite(norm)
-        limit = self.spec.optimizer.clip_grad_norm
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        if not finite:
+        if finite:
+            clip(gradients(self._engine.optimizer), norm=norm, limit=self.spec.optimizer.clip_grad_norm)
+        else:
             # AdamW passes over tensors without gradient.
             for parameter in self._parameters:
                 parameter.grad = None
-        elif limit > 0 and limit / (norm + 1e-6) < 1:
-            torch._foreach_mul_(grads, limit / (norm + 1e-6))
         self._engine.step()
         return norm, finite
 

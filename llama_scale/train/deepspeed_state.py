@@ -16,7 +16,7 @@ from torch import nn
 from llama_scale.train.adamw import fill_state
 from llama_scale.train.engine import LocalPiece, TensorReader
 from llama_scale.train.names import LocalParameter
-from llama_scale.train.optimizer import MOMENTS, HeldParameter
+from llama_scale.train.optimizer import MOMENTS, HeldParameter, zero_state
 from llama_scale.train.pieces import fill_held, held_piece, owns
 
 if TYPE_CHECKING:
@@ -29,15 +29,9 @@ def prepare(optimizer: Any, *, stage: int) -> None:
         inner = optimizer.optimizer
         for flat in optimizer.fp32_partitioned_groups_flat:
             if flat is not None and flat.numel():
-                inner.state[flat] = _zero_state(flat)
+                inner.state[flat] = zero_state(flat)
         return
     fill_state(optimizer if stage == 0 else optimizer.optimizer)
-
-
-def _zero_state(flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    state = {moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS}
-    state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
-    return state
 
 
 def held_parameters(optimizer: Any, parameters: Iterable[nn.Parameter], *, stage: int) -> Iterator[HeldParameter]:

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import nn
 
 from llama_scale.train import cpu
-from llama_scale.train.engine import LocalPiece, MicroBatch, MicroBatches, StepResult, TensorReader
+from llama_scale.train.engine import LocalPiece, MicroBatch, MicroBatches, StepResult, TensorReader, to_device
 from llama_scale.train.model import build_chunks
 from llama_scale.train.names import logical_parameters
-from llama_scale.train.optimizer import build_optimizer, clip, held_parameters, squared_norm
+from llama_scale.train.optimizer import build_optimizer, clip, gradients, held_parameters, squared_norm
 from llama_scale.train.pieces import fill_from, main_pieces, weight_pieces
 from llama_scale.train.versions import (
     DistributedDataParallel,
@@ -67,7 +67,7 @@ class MegatronEngine:
         loss, tokens, norm = self._totals(parts, squared_norm(self._optimizer))
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
-            clip(self._optimizer, norm=norm, limit=self.spec.optimizer.clip_grad_norm)
+            clip(gradients(self._optimizer), norm=norm, limit=self.spec.optimizer.clip_grad_norm)
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             self._optimizer.step_with_ready_grads()
@@ -119,7 +119,7 @@ class MegatronEngine:
 
     def _forward_backward(self, batch: MicroBatches, *, forward_only: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Run the pipeline's schedule; returns (loss sum, tokens) of each micro-batch on the last stage's ranks."""
-        on_device = [_to(micro, self.device) for micro in batch]
+        on_device = [to_device(micro, self.device) for micro in batch]
         return self._run(
             forward_step_func=_forward_step,
             data_iterator=[iter(on_device) for _ in self._wrapped],
@@ -172,10 +172,6 @@ def _connect(chunks: Sequence[nn.Module], wrapped: Sequence[Any], *, overlap: bo
     config.finalize_model_grads_func = finalize_model_grads
     if overlap:
         config.no_sync_func = [chunk.no_sync for chunk in wrapped] if len(wrapped) > 1 else wrapped[0].no_sync
-
-
-def _to(micro: MicroBatch, device: torch.device) -> MicroBatch:
-    return {key: value.to(device, non_blocking=True) for key, value in micro.items()}  # type: ignore[return-value]
 
 
 def _forward_step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[torch.Tensor, Any]:

@@ -75,11 +75,15 @@ def build_optimizer(settings: AdamW, chunks: Sequence[nn.Module], *, bf16: bool,
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
         group["fused"], group["foreach"] = True, False
         for main in group["params"]:
-            state = inner_state(optimizer, main)
-            state["step"] = torch.zeros((), dtype=torch.float32, device=main.device)
-            for moment in MOMENTS:
-                state[moment] = torch.zeros_like(main, requires_grad=False)
+            inner_state(optimizer, main).update(zero_state(main))
     return optimizer
+
+
+def zero_state(main: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return AdamW's state of a tensor as it is before the first step."""
+    state = {moment: torch.zeros_like(main, requires_grad=False) for moment in MOMENTS}
+    state["step"] = torch.zeros((), dtype=torch.float32, device=main.device)
+    return state
 
 
 def inner_state(optimizer: Any, main: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -132,9 +136,13 @@ def squared_norm(optimizer: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def clip(optimizer: Any, *, norm: float, limit: float) -> None:
-    """Scale the gradient in place so that its norm is at most ``limit``; 0 leaves it alone."""
+def clip(grads: Sequence[torch.Tensor], *, norm: float, limit: float) -> None:
+    """Scale gradients in place so that their global norm is at most ``limit``; 0 leaves them alone."""
     scale = limit / (norm + 1e-6)
     if limit > 0 and scale < 1:
-        grads = [main.grad for group in optimizer.param_groups for main in group["params"] if main.grad is not None]
         torch._foreach_mul_(grads, scale)
+
+
+def gradients(optimizer: Any) -> list[torch.Tensor]:
+    """Return the gradients of what an optimizer of this rank updates."""
+    return [main.grad for group in optimizer.param_groups for main in group["params"] if main.grad is not None]
