@@ -22,7 +22,7 @@ from llama_scale.layout.boxes import Box
 from llama_scale.spec.model import ModelShape
 
 Place = Literal["embedding", "layer", "final_norm", "head"]
-Init = Literal["normal", "scaled", "ones"]
+Init = Literal["normal", "scaled", "ones", "zeros", "kaiming_uniform"]
 
 EMBEDDING = "embedding.word_embeddings.weight"
 HEAD = "output_layer.weight"
@@ -39,8 +39,12 @@ class Parameter:
         tp_dim: Dim of the logical shape that tensor parallelism divides; None for a replicated parameter.
         place: The part of the model that owns it.
         layer: Global layer number for ``place == "layer"``, else None.
-        init: ``normal`` (std), ``scaled`` (std / sqrt(2 layers), for projections back into the residual stream) or
-            ``ones``.
+        init: ``normal`` (std), ``scaled`` (std / sqrt(2 layers), for projections back into the residual stream),
+            ``ones``, ``zeros`` or ``kaiming_uniform`` (within 1 / sqrt(last dim)).
+        std: Standard deviation of ``normal``; None: the model's ``init_std``.
+        owner: ``base``, or what added it: ``adapter:NAME``, ``task:NAME``, ``mixture``.
+        trainable: Whether training updates it.
+        partial_gradient: Replicated, but with sequence parallelism its gradient is summed over the tensor group.
     """
 
     name: str
@@ -49,6 +53,10 @@ class Parameter:
     place: Place
     layer: int | None
     init: Init
+    std: float | None = None
+    owner: str = "base"
+    trainable: bool = True
+    partial_gradient: bool = False
 
     @property
     def numel(self) -> int:

@@ -1,0 +1,201 @@
+"""The public, heavy side of a task plugin: rows of a file to token sequences, a loss, predictions and metrics.
+
+Shape letters: S sequence, R rows (sequences of this task in a micro-batch), H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+Split = Literal["train", "validation", "test"]
+
+
+class Tokenizer(Protocol):
+    """What a task needs of a tokenizer."""
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the token that ends a document."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Return token ids, without special tokens."""
+        ...
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return token ids and the characters ``[start, end)`` of the text that each stands for."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        ...
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> list[int]:
+        """Return the ids of a conversation by the tokenizer's chat template.
+
+        Raises:
+            DataError: The tokenizer has none.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskContext:
+    """What a task is told.
+
+    Args:
+        name: The task's name in the spec.
+        tokenizer: The run's tokenizer.
+        seq_length: Longest sequence.
+        sizes: ``hidden_size, vocab_size, num_layers`` of the model.
+        seed: The run's seed.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    seq_length: int
+    sizes: Mapping[str, int]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One token sequence made of (a part of) an example.
+
+    Args:
+        tokens: int64 ``[n]``, n <= seq_length.
+        weights: float32 ``[n]``: weight in the loss of *predicting* ``tokens[i]`` from those before it (0 for i = 0 and for
+            prompts). For a head of its own: what the task's ``loss`` counts, put where it likes; their sum is the number
+            that the summed loss is divided by.
+        segments: int64 ``[n]``, ascending from 0: tokens attend only within their segment, positions restart at each;
+            None: one segment.
+        extra: More arrays for ``loss``; the same names and shapes for every feature of the task.
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    segments: np.ndarray | None = None
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRows:
+    """The rows of one task in a micro-batch.
+
+    Args:
+        tokens: ``[R, S]``, padded.
+        weights: ``[R, S]`` loss weight of predicting the *next* token at each position (the batch's ``loss_mask``).
+        documents: ``[R, S]`` segment numbers; padding has one of its own.
+        extra: Stacked arrays ``[R, ...]`` of the features.
+    """
+
+    tokens: torch.Tensor
+    weights: torch.Tensor
+    documents: torch.Tensor
+    extra: Mapping[str, torch.Tensor]
+
+
+class HeadContext(Protocol):
+    """What surrounds a head on the last stage."""
+
+    parameters: Mapping[str, nn.Parameter]
+    """The head's own parameters (whole on every rank unless the descriptor cuts them), fp32."""
+
+    def gather_replicas(self, x: torch.Tensor) -> torch.Tensor:
+        """Join ``[n, ...]`` of all data parallel replicas to ``[n_0 + n_1 + ..., ...]``, with gradient; n may differ.
+
+        Every replica with rows of this task in the same micro-batch slot takes part; see ``pool``.
+        """
+        ...
+
+    @property
+    def own_offset(self) -> int:
+        """Rows of the replicas before this one in what ``gather_replicas`` of one value a row returns."""
+        ...
+
+
+class Model(Protocol):
+    """What a task is evaluated on: a run's, checkpoint's or exported model with one adapter, or the mixture."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[int]]:
+        """Return the new tokens of each prompt, greedy unless the user asked for sampling."""
+        ...
+
+    def hidden_states(self, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Return the final hidden states ``[n, H]`` (after the final norm, fp32) of each sequence."""
+        ...
+
+    @property
+    def head(self) -> Mapping[str, torch.Tensor]:
+        """The task head's parameters."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came out for one example.
+
+    Args:
+        prediction: For people and for the JSON: a text, a label, ranked ids.
+        reference: What was expected.
+        scores: Metric -> this example's value, for metrics that are means over examples.
+        parts: Numbers that corpus metrics (BLEU, chrF) add up; ``Task.corpus_scores`` reads them.
+    """
+
+    prediction: Any
+    reference: Any
+    scores: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task:
+    """One task; subclass this.
+
+    Args:
+        options: The task's options.
+        context: The run.
+    """
+
+    packable = True
+    """Whether several features may share one row (they never see each other)."""
+
+    def __init__(self, options: Any, context: TaskContext) -> None:
+        self.options = options
+        self.context = context
+
+    def rows(self, split: Split) -> Iterable[Mapping[str, Any]]:
+        """Yield the examples of a split, as read.
+
+        Raises:
+            DataError: A file is missing, or a row lacks a field; file and line are named.
+        """
+        raise NotImplementedError
+
+    def encode(self, row: Mapping[str, Any]) -> Sequence[Feature]:
+        """Turn one example into features (several for a long context; none if it cannot be used)."""
+        raise NotImplementedError
+
+    def loss(self, hidden: torch.Tensor, rows: TaskRows, head: HeadContext) -> torch.Tensor:
+        """Return the summed, weighted loss of these rows; only for a head of its own.
+
+        Args:
+            hidden: Final hidden states ``[S, R, H]``, the same on all tensor parallel ranks.
+            rows: What goes with them.
+            head: Parameters and collectives.
+        """
+        raise NotImplementedError
+
+    def predict(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> Iterator[Outcome]:
+        """Yield what the model makes of examples, in order."""
+        raise NotImplementedError
+
+    def corpus_scores(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Return the metrics of a whole set; default: the means of the examples' scores."""
+        names = outcomes[0].scores if outcomes else ()
+        return {name: sum(o.scores[name] for o in outcomes) / len(outcomes) for name in names}
