@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check format lint types test-unit test-docs test-engines test-py312 test-gpu soak bench docs wheel clean
+.PHONY: help setup demo test check format lint types test-unit test-docs test-engines test-cluster test-py312 test-gpu soak bench docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml .ci/find-python
 demo: setup ## the whole way on real text: train on 4 processes, kill, resume, convert, prove, generate
 	VENV=$(VENV) configs/smoke/demo.sh
 
-test: setup check test-engines ## set up and pass all tests that need no GPU and no cluster
+test: setup check test-engines test-cluster ## set up and pass all tests that need no GPU
 
 check: setup format lint types test-unit test-docs ## format, lint, types, unit tests, docs check
 
@@ -56,6 +56,10 @@ test-docs: setup ## boundaries, shipped specs, documents, README's commands, the
 
 test-engines: setup ## tests with several processes and the real engines
 	OMP_NUM_THREADS=1 $(PYTEST) -m engines tests
+
+# The tests install what they need from Debian's packages.
+test-cluster: setup ## real hosts, Slurm and MPI, with faults: root with CI=1 or LS_CLUSTER=1; else it says that it skips
+	OMP_NUM_THREADS=1 $(PYTEST) -rs -m cluster tests
 
 test-py312: $(VENV_PY312)/.installed ## the engine tests on Python 3.12 with megatron-core 0.17 to 0.19
 	OMP_NUM_THREADS=1 $(VENV_PY312)/bin/python -m pytest -m engines tests
