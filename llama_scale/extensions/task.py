@@ -70,9 +70,9 @@ class Feature:
 
     Args:
         tokens: int64 ``[n]``, n <= seq_length.
-        weights: float32 ``[n]``: weight in the loss of *predicting* ``tokens[i]`` from those before it (0 for i = 0 and for
-            prompts). For a head of its own: what the task's ``loss`` counts, put where it likes; their sum is the number
-            that the summed loss is divided by.
+        weights: float32 ``[n]``: weight in the loss of *predicting* ``tokens[i]`` from those before it (0 for i = 0 and
+            for prompts). For a head of its own: what the task's ``loss`` counts, put where it likes; their sum is the
+            number that the summed loss is divided by.
         segments: int64 ``[n]``, ascending from 0: tokens attend only within their segment, positions restart at each;
             None: one segment.
         extra: More arrays for ``loss``; the same names and shapes for every feature of the task.
