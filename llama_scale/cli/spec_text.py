@@ -209,8 +209,14 @@ def _stage_layers(choice: Choice) -> str:
 
 
 def _hosts(choice: Choice) -> str:
-    """Write host names to be replaced, for a launcher that has to know them all."""
-    if choice.launcher != "deepspeed" or choice.nodes == 1:
+    """Write what a launcher has to know of the site, to be replaced."""
+    if choice.launcher == "kubernetes":
+        return (
+            "  image: registry/llama-scale:1  # put your image here\n  claim: runs               # your shared volume\n"
+        )
+    if choice.launcher == "slurm":
+        return "  time: 04:00:00          # and partition, account, ... of your site\n"
+    if choice.launcher not in ("deepspeed", "mpi") or choice.nodes == 1:
         return ""
     names = "".join(f"    - host-{index}\n" for index in range(choice.nodes))
     return f"  hosts:                  # put your hosts' names here, or name a hostfile instead\n{names}"

@@ -6,21 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llama_scale.spec.base import PathStr, PositiveFloat, PositiveInt, Section
-from llama_scale.spec.hostfile import HOST_PATTERN
-
-HostName = Annotated[str, Field(pattern=HOST_PATTERN)]
-"""A host's name or IPv4 address: nothing in it means anything to a shell, to ssh or to pdsh."""
-Port = Annotated[int, Field(ge=1024, le=65535)]
-
-
-Threads = Annotated[
-    PositiveInt | None, Field(description="OMP threads of a process; default: cores / processes, at least 1.")
-]
-Grace = Annotated[PositiveFloat, Field(description="Seconds a stopping run gets to save its checkpoint.")]
-Variables = Annotated[
-    dict[str, str], Field(description="Environment variables for the workers. No secrets: name them only.")
-]
+from llama_scale.spec.base import PathStr, PositiveFloat, Section
+from llama_scale.spec.launcher_fields import Grace, HostName, Port, Threads, Variables
+from llama_scale.spec.launcher_kubernetes import KubernetesLauncher
+from llama_scale.spec.launcher_mpi import MpiLauncher
+from llama_scale.spec.launcher_slurm import SlurmLauncher
 
 
 class LocalLauncher(Section):
@@ -54,4 +44,6 @@ class DeepSpeedLauncher(Section):
     env: Variables = Field({})
 
 
-Launcher = Annotated[LocalLauncher | DeepSpeedLauncher, Field(discriminator="kind")]
+Launcher = Annotated[
+    LocalLauncher | DeepSpeedLauncher | SlurmLauncher | MpiLauncher | KubernetesLauncher, Field(discriminator="kind")
+]

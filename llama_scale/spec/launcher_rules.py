@@ -29,7 +29,7 @@ _THIS_MACHINE = re.compile(r"localhost(\..*)?|127\..*", re.IGNORECASE)
 
 
 def _hosts(spec: RunSpec) -> Iterator[Problem]:
-    if spec.launcher.kind != "deepspeed":
+    if spec.launcher.kind not in ("deepspeed", "mpi"):
         return
     hosts, nodes = spec.launcher.hosts, spec.cluster.nodes
     for host, count in Counter(hosts).items():
@@ -42,7 +42,8 @@ def _hosts(spec: RunSpec) -> Iterator[Problem]:
         else:
             continue
         yield problem("launcher.hosts", message, hint=hint, code="launcher-hosts")
-    if len(hosts) != nodes and (hosts or nodes > 1):
+    # mpirun knows the hosts of an allocation itself.
+    if len(hosts) != nodes and (hosts or (nodes > 1 and spec.launcher.kind != "mpi")):
         yield problem(
             "launcher.hosts",
             f"{len(hosts) or 'no'} host{'s' if len(hosts) != 1 else ''} for cluster.nodes={nodes}",
@@ -55,24 +56,41 @@ def _hosts(spec: RunSpec) -> Iterator[Problem]:
 
 def _environment(spec: RunSpec) -> Iterator[Problem]:
     for name, value in spec.launcher.env.items():
-        path = ("launcher", "env", name)
-        if not _NAME.fullmatch(name):
-            message = f"{name!r} is no name of an environment variable"
-            hint = "use letters, digits and _, not starting with a digit"
-        elif name == "OMP_NUM_THREADS":
-            message, hint = f"{name} is set by the launcher", "set launcher.threads_per_process instead"
-        elif name in _RESERVED:
-            message = f"{name} is set by the launcher or decides which program runs"
-            hint = "remove it; export it in the shell that runs llama-scale if it is about finding programs"
-        elif "\x00" in value:
-            message, hint = "the value holds a NUL byte, which an environment variable cannot", "remove it"
-        else:
-            continue
-        yield Problem(path=path, message=message, hint=hint, code="launcher-env")
+        found = _name_fault(name)
+        if found is None and "\x00" in value:
+            found = "the value holds a NUL byte, which an environment variable cannot", "remove it"
+        if found is not None:
+            yield Problem(path=("launcher", "env", name), message=found[0], hint=found[1], code="launcher-env")
+
+
+def _name_fault(name: str) -> tuple[str, str] | None:
+    """Say what is wrong with the name of a variable, and what to do."""
+    if not _NAME.fullmatch(name):
+        message = f"{name!r} is no name of an environment variable"
+        return message, "use letters, digits and _, not starting with a digit"
+    if name == "OMP_NUM_THREADS":
+        return f"{name} is set by the launcher", "set launcher.threads_per_process instead"
+    if name in _RESERVED:
+        message = f"{name} is set by the launcher or decides which program runs"
+        return message, "remove it; export it in the shell that runs llama-scale if it is about finding programs"
+    return None
+
+
+def _named_variables(spec: RunSpec) -> Iterator[Problem]:
+    """Check variables that a spec names without their values."""
+    launcher = spec.launcher
+    for section in ("forward", "secrets"):
+        for name in getattr(launcher, section, ()):
+            found = _name_fault(name)
+            if found is None and name in launcher.env:
+                found = f"{name} is in launcher.env too, whose value would win", "keep one"
+            if found is not None:
+                yield Problem(path=("launcher", section), message=found[0], hint=found[1], code="launcher-env")
 
 
 RULES = (
     Rule(("launcher", "cluster"), _hosts),
     Rule(("launcher",), _environment),
+    Rule(("launcher",), _named_variables),
 )
 """All rules of this file."""

@@ -6,13 +6,20 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import Problem
-from llama_scale.spec import compatibility, launcher_rules, layout_rules, model_rules, run_rules
+from llama_scale.spec import compatibility, launcher_rules, layout_rules, model_rules, run_rules, scheduler_rules
 from llama_scale.spec.view import Absent
 
 if TYPE_CHECKING:
     from llama_scale.spec.rule import Rule
 
-RULES = (*model_rules.RULES, *layout_rules.RULES, *run_rules.RULES, *launcher_rules.RULES, *compatibility.RULES)
+RULES = (
+    *model_rules.RULES,
+    *layout_rules.RULES,
+    *run_rules.RULES,
+    *launcher_rules.RULES,
+    *scheduler_rules.RULES,
+    *compatibility.RULES,
+)
 """All rules, in the order in which their problems are listed."""
 
 
