@@ -64,6 +64,25 @@ class Parameter:
         return math.prod(self.shape)
 
 
+def module_name(name: str) -> str:
+    """Return a name from the spec as one part of a dotted parameter name: dots are escaped, reversibly.
+
+    >>> module_name("news-v1.2")
+    'news-v1%2E2'
+    """
+    return name.replace(".", "%2E")
+
+
+def adapter_parameter(layer: int, adapter: str, name: str) -> str:
+    """Return the logical name of an adapter's parameter in a layer."""
+    return f"decoder.layers.{layer}.adapters.{module_name(adapter)}.{name}"
+
+
+def head_parameter(task: str, name: str) -> str:
+    """Return the logical name of a task head's parameter."""
+    return f"heads.{module_name(task)}.{name}"
+
+
 def padded_vocab_size(vocab_size: int, *, tp_size: int, multiple: int) -> int:
     """Return the vocabulary's rows in memory: the next multiple of ``multiple * tp_size``."""
     step = multiple * tp_size
@@ -118,7 +137,7 @@ def local_box(parameter: Parameter, *, tp_rank: int, tp_size: int, vocab_pad_mul
         return Box.whole(parameter.shape)
     dim = parameter.tp_dim
     full = parameter.shape[dim]
-    if parameter.place in ("embedding", "head"):
+    if parameter.name in (EMBEDDING, HEAD):
         rows = padded_vocab_size(full, tp_size=tp_size, multiple=vocab_pad_multiple) // tp_size
         start = min(tp_rank * rows, full)
         length = min((tp_rank + 1) * rows, full) - start

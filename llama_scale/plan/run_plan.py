@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
 from llama_scale.errors import Problem, SpecError
+from llama_scale.layout.parameters import Parameter, iter_parameters
 from llama_scale.plan.activations import ActivationCase
 from llama_scale.plan.memory import StageMemory, element_bytes, stage_memory
 from llama_scale.plan.schedule import Schedule, make_schedule
@@ -57,6 +59,8 @@ class RunPlan:
         steps: Optimizer steps of the run.
         memory: One rank's bytes, stage by stage.
         schedule: The pipeline's schedule.
+        extra: Parameters that adapters, task heads and the mixture add to the base's table.
+        base_trainable: Whether training updates the base; adapters freeze it.
     """
 
     name: str
@@ -72,6 +76,17 @@ class RunPlan:
     steps: int
     memory: tuple[StageMemory, ...]
     schedule: Schedule
+    extra: tuple[Parameter, ...] = ()
+    base_trainable: bool = True
+
+    def all_parameters(self) -> Iterator[Parameter]:
+        """Yield the base's parameters, then what extensions add, each once."""
+        yield from iter_parameters(self.shape)
+        yield from self.extra
+
+    def trains(self, parameter: Parameter) -> bool:
+        """Tell whether training updates a parameter; what it does not is in no checkpoint of the run."""
+        return self.base_trainable if parameter.owner == "base" else parameter.trainable
 
     @property
     def virtual_stages(self) -> int:
