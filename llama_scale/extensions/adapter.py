@@ -91,6 +91,16 @@ class LayerAdapter(nn.Module):
         self.options = options
         self.context = context
 
+    def attach(self, name: str, parameter: nn.Parameter) -> None:
+        """Register a parameter under its dotted name; llama-scale does this for those that the descriptor names."""
+        path, _, leaf = name.rpartition(".")
+        module: nn.Module = self
+        for part in path.split(".") if path else ():
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(leaf, parameter)
+
     def weight(self, name: str) -> nn.Parameter:
         """Return this rank's part of a parameter."""
         return self.get_parameter(name)
