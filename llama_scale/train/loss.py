@@ -5,6 +5,7 @@ Shape letters: N tokens, H hidden, V rows of the vocabulary that exist on this r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,13 +60,10 @@ class _LinearLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = None
-        tokens = hidden.shape[0]
-        step = max(1, min(tokens, _CHUNK_ELEMENTS // max(1, rows.count)))
-        for start in range(0, tokens, step):
-            part = slice(start, min(start + step, tokens))
+        for part in _chunks(hidden, rows):
             logits = (hidden[part] @ existing.t()).float()
-            loss = _loss_and_gradient(logits, labels[part], mask[part], rows, gradient=wants_hidden or wants_weight)
-            total += loss
+            wanted = wants_hidden or wants_weight
+            total += _losses_and_gradient(logits, labels[part], mask[part], rows, gradient=wanted).sum()
             grad = logits.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad, existing, out=grad_hidden[part])
@@ -86,6 +84,72 @@ class _LinearLoss(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
+def linear_log_probabilities(
+    hidden: torch.Tensor, weight: torch.Tensor, *, labels: torch.Tensor, rows: VocabularyRows
+) -> torch.Tensor:
+    """Return ``log softmax(hidden @ weight.T)[label]`` of every token, ``[N]`` fp32, equal on all tensor ranks.
+
+    What the losses of ``linear_loss`` are for one mask, these are for any function of them: backward takes a weight
+    for each token, which may depend on all the values.
+
+    Args:
+        hidden: ``[N, H]``. Its gradient here is this rank's rows' part, as in ``linear_loss``.
+        weight: Output layer ``[padded V, H]``; padding rows take no part.
+        labels: ``[N]``, token ids of the whole vocabulary.
+        rows: Which rows of the vocabulary ``weight`` holds.
+    """
+    return _LinearLogProbabilities.apply(hidden, weight, labels, rows)
+
+
+class _LinearLogProbabilities(torch.autograd.Function):
+    """A token's gradient by its hidden state is one vector, known in the forward pass, times the weight it is given.
+
+    So the logits are neither kept nor computed again. The gradient by the output layer is a sum over tokens with these
+    weights in it: only where that is wanted, the logits are computed a second time.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, rows: VocabularyRows):
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        existing = weight[: rows.count]
+        result = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        units = torch.empty_like(hidden) if wants_hidden else None
+        for part in _chunks(hidden, rows):
+            logits = (hidden[part] @ existing.t()).float()
+            ones = torch.ones_like(result[part])
+            losses = _losses_and_gradient(logits, labels[part], ones, rows, gradient=wants_hidden)
+            torch.neg(losses, out=result[part])
+            if units is not None:
+                torch.mm(logits.to(hidden.dtype), existing, out=units[part])
+        ctx.units, ctx.rows = units, rows
+        ctx.save_for_backward(*((hidden, weight, labels) if wants_weight else ()))
+        return result
+
+    @staticmethod
+    def backward(ctx, grad):
+        units, rows = ctx.units, ctx.rows
+        del ctx.units
+        grad_hidden = grad_weight = None
+        if units is not None:
+            grad_hidden = units.mul_(-grad.unsqueeze(1))
+        if ctx.needs_input_grad[1]:
+            hidden, weight, labels = ctx.saved_tensors
+            for part in _chunks(hidden, rows):
+                logits = (hidden[part] @ weight[: rows.count].t()).float()
+                _losses_and_gradient(logits, labels[part], -grad[part], rows, gradient=True)
+                logits = logits.to(hidden.dtype)
+                grad_weight = _accumulate(grad_weight, logits, hidden[part], weight=weight, rows=rows)
+        return grad_hidden, grad_weight, None, None
+
+
+def _chunks(hidden: torch.Tensor, rows: VocabularyRows) -> Iterator[slice]:
+    """Cut the tokens into parts whose logits may exist at once."""
+    tokens = hidden.shape[0]
+    step = max(1, min(tokens, _CHUNK_ELEMENTS // max(1, rows.count)))
+    for start in range(0, tokens, step):
+        yield slice(start, min(start + step, tokens))
+
+
 def _accumulate(
     total: torch.Tensor | None,
     grad_NV: torch.Tensor,
@@ -103,10 +167,10 @@ def _accumulate(
     return total
 
 
-def _loss_and_gradient(
+def _losses_and_gradient(
     logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, rows: VocabularyRows, *, gradient: bool
 ) -> torch.Tensor:
-    """Return the masked loss sum of fp32 ``logits [N, V]`` and turn them, in place, into its gradient."""
+    """Return the masked losses ``[N]`` of fp32 ``logits [N, V]`` and turn these, in place, into their gradient."""
     local = labels - rows.start
     here = (local >= 0) & (local < rows.count)
     local = local.clamp(0, max(0, rows.count - 1)).unsqueeze(1)
@@ -115,14 +179,14 @@ def _loss_and_gradient(
         maximum, sums, target, scale = _over_group(maximum, sums, target, rows.group)
     else:
         scale = None
-    loss = ((sums.log() + maximum - target) * mask).sum()
+    losses = (sums.log() + maximum - target) * mask
     if gradient and rows.count:
         factor = mask / sums if scale is None else mask * scale / sums
         size = max(1, _BLOCK_ELEMENTS // rows.count)
         for block, block_factor in zip(logits.split(size), factor.unsqueeze(1).split(size), strict=True):
             block.mul_(block_factor)
         logits.scatter_add_(1, local, torch.where(here, -mask, 0.0).unsqueeze(1))
-    return loss
+    return losses
 
 
 def _local_statistics(
