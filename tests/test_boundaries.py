@@ -26,14 +26,16 @@ ALLOWED: dict[str, set[str]] = {
     "layout": {"spec", *_BASE},
     "plan": {"layout", "spec", *_BASE},
     "engines": {"plan", "layout", "spec", *_BASE},
-    "extensions": {"plan", "layout", "spec", *_BASE},
+    "extensions": {"plan", "layout", "spec", "data", *_BASE},
     "launchers": {"engines", "extensions", "plan", "layout", "spec", *_BASE},
     "checkpoint": {"layout", "spec", *_BASE},
     "data": set(_BASE),
     "convert": {"extensions", "spec", "layout", "plan", "checkpoint", *_BASE},
-    "runs": {"spec", "plan", "launchers", "checkpoint", "data", *_BASE},
+    "runs": {"spec", "plan", "launchers", "checkpoint", "data", "extensions", *_BASE},
+    "charts": {"plan", "layout", "spec", *_BASE},
+    "report": {"charts", "runs", "launchers", "plan", "layout", "spec", *_BASE},
     "adapters": {"extensions", "spec", *_BASE},
-    "tasks": {"extensions", "spec", *_BASE},
+    "tasks": {"extensions", "spec", "data", *_BASE},
 }
 ALLOWED["train"] = set(ALLOWED) - {"launchers", "__init__", "__main__"} | {"layout"}
 ALLOWED["cli"] = set(ALLOWED) - {"train", "__main__"}

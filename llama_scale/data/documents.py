@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from llama_scale.errors import DataError
 
 TextUnit = Literal["line", "paragraph", "file"]
 """What is one document of a .txt file. A line of a .jsonl file always is one."""
 
-_TEXT, _JSONL = (".txt", ".text"), (".jsonl", ".ndjson")
+_TEXT = (".txt", ".text")
+JSONL = (".jsonl", ".ndjson")
+"""Suffixes of files with one JSON object a line, before a possible .gz."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +61,8 @@ class Source:
                 done += raw.tell()
 
     def _documents_of(self, path: Path, raw: BinaryIO) -> Iterator[str]:
-        lines = _lines(path, raw)
-        if _kind(path) in _JSONL:
+        lines = numbered_lines(path, raw)
+        if file_kind(path) in JSONL:
             for number, line in lines:
                 if line.strip():
                     yield _text_of(line, where=f"{path}:{number}", field=self.field)
@@ -91,7 +93,7 @@ def find_source(patterns: Sequence[str], *, field: str = "text", unit: TextUnit 
             why = "is a folder; name its files, for example" if Path(pattern).is_dir() else "matches no file; try"
             faults.append(f"--input {pattern} {why} '{Path(pattern) / '*.jsonl' if matches else '*.jsonl'}'")
         for path in files:
-            if _kind(path) not in (*_TEXT, *_JSONL):
+            if file_kind(path) not in (*_TEXT, *JSONL):
                 faults.append(f"--input {path}: only .txt and .jsonl, plain or with .gz, can be read")
             found[path] = None
     if faults:
@@ -99,7 +101,7 @@ def find_source(patterns: Sequence[str], *, field: str = "text", unit: TextUnit 
     return Source(files=tuple(found), field=field, unit=unit)
 
 
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
     """Return the suffix that says what is inside, ``.gz`` left out."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
@@ -107,7 +109,7 @@ def _kind(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _lines(path: Path, raw: BinaryIO) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path, raw: BinaryIO) -> Iterator[tuple[int, str]]:
     """Yield numbered lines with their ends; faults of file, compression and encoding name file and line."""
     number = 0
     try:
@@ -127,13 +129,24 @@ def _lines(path: Path, raw: BinaryIO) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _text_of(line: str, *, where: str, field: str) -> str:
+def json_object(line: str, *, where: str) -> dict[str, Any]:
+    """Read one line of a JSONL file.
+
+    Raises:
+        DataError: It is no JSON object; ``where`` (file:line) is named.
+    """
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}:{error.colno}: no JSON ({error.msg}); each line must be one JSON object") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason, column = (error.msg, error.colno) if isinstance(error, json.JSONDecodeError) else ("nested too deep", 1)
+        raise DataError(f"{where}:{column}: no JSON ({reason}); each line must be one JSON object") from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: {line.strip()[:60]!r} is no JSON object; each line must be one, with key {field!r}")
+        raise DataError(f"{where}: {line.strip()[:60]!r} is no JSON object; each line must be one, with named values")
+    return row
+
+
+def _text_of(line: str, *, where: str, field: str) -> str:
+    row = json_object(line, where=where)
     if field not in row:
         near = get_close_matches(field, row, n=1)
         hint = f"did you mean --field {near[0]}?" if near else "name the text's key with --field"

@@ -1,4 +1,4 @@
-"""The public, heavy side of a task plugin: rows of a file to token sequences, a loss, predictions and metrics.
+"""The public, heavy side of a task plugin: examples to token sequences, a loss, predictions and metrics.
 
 Shape letters: S sequence, R rows (sequences of this task in a micro-batch), H hidden.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-Split = Literal["train", "validation", "test"]
+from llama_scale.extensions.examples import Example, FileTaskOptions, SplitName, read_split
 
 
 class Tokenizer(Protocol):
@@ -36,11 +36,15 @@ class Tokenizer(Protocol):
         """Return the text of token ids, without special tokens."""
         ...
 
-    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> list[int]:
-        """Return the ids of a conversation by the tokenizer's chat template.
+    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        """Return the text of a conversation by the tokenizer's chat template; special tokens are part of it.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}`` each.
+            add_generation_prompt: End with the head of the assistant's next turn.
 
         Raises:
-            DataError: The tokenizer has none.
+            DataError: The tokenizer has no template, or the template refuses the conversation.
         """
         ...
 
@@ -69,19 +73,21 @@ class Feature:
     """One token sequence made of (a part of) an example.
 
     Args:
-        tokens: int64 ``[n]``, n <= seq_length.
-        weights: float32 ``[n]``: weight in the loss of *predicting* ``tokens[i]`` from those before it (0 for i = 0 and
-            for prompts). For a head of its own: what the task's ``loss`` counts, put where it likes; their sum is the
-            number that the summed loss is divided by.
-        segments: int64 ``[n]``, ascending from 0: tokens attend only within their segment, positions restart at each;
-            None: one segment.
-        extra: More arrays for ``loss``; the same names and shapes for every feature of the task.
+        tokens: integers ``[n]``, 0 < n <= seq_length.
+        weights: 0 or 1 each, ``[n]``: whether the loss counts *predicting* ``tokens[i]`` from those before it in its
+            segment (0 for the first of a segment and for prompts). For a head of its own: what the task's ``loss``
+            counts, put where it likes; their sum is the number that the summed loss is divided by.
+        segments: integers ``[n]``, ascending from 0 without gaps: tokens attend only within their segment, positions
+            restart at each; None: one segment.
+        extra: More arrays for ``loss`` (integers or floats); the same names and shapes for every feature of the task.
+        cut: Tokens of the example that were left out to make it fit; they are counted and reported.
     """
 
     tokens: np.ndarray
     weights: np.ndarray
     segments: np.ndarray | None = None
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    cut: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +96,8 @@ class TaskRows:
 
     Args:
         tokens: ``[R, S]``, padded.
-        weights: ``[R, S]`` loss weight of predicting the *next* token at each position (the batch's ``loss_mask``).
-        documents: ``[R, S]`` segment numbers; padding has one of its own.
+        weights: ``[R, S]``, the features' weights, 0 in padding.
+        documents: ``[R, S]`` segment numbers; -1 in padding.
         extra: Stacked arrays ``[R, ...]`` of the features.
     """
 
@@ -108,15 +114,16 @@ class HeadContext(Protocol):
     """The head's own parameters (whole on every rank unless the descriptor cuts them), fp32."""
 
     def gather_replicas(self, x: torch.Tensor) -> torch.Tensor:
-        """Join ``[n, ...]`` of all data parallel replicas to ``[n_0 + n_1 + ..., ...]``, with gradient; n may differ.
+        """Join ``[R, ...]`` of all data parallel replicas to ``[R_0 + R_1 + ..., ...]``, with gradient.
 
-        Every replica with rows of this task in the same micro-batch slot takes part; see ``pool``.
+        R is the number of this task's rows; it differs between replicas and may be 0: ``Task.loss`` is called on every
+        replica as soon as one of them has rows in this micro-batch slot, and all of them must call this alike.
         """
         ...
 
     @property
     def own_offset(self) -> int:
-        """Rows of the replicas before this one in what ``gather_replicas`` of one value a row returns."""
+        """Rows of the replicas before this one in what ``gather_replicas`` returns."""
         ...
 
 
@@ -124,11 +131,12 @@ class Model(Protocol):
     """What a task is evaluated on: a run's, checkpoint's or exported model with one adapter, or the mixture."""
 
     def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[int]]:
-        """Return the new tokens of each prompt, greedy unless the user asked for sampling."""
+        """Return the new tokens of each prompt up to the first EOS, which is left out; greedy unless the user asked
+        for sampling."""
         ...
 
     def hidden_states(self, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Return the final hidden states ``[n, H]`` (after the final norm, fp32) of each sequence."""
+        """Return the final hidden states ``[n, H]`` (after the final norm, fp32, CPU) of each sequence."""
         ...
 
     @property
@@ -169,16 +177,22 @@ class Task:
         self.options = options
         self.context = context
 
-    def rows(self, split: Split) -> Iterable[Mapping[str, Any]]:
-        """Yield the examples of a split, as read.
+    def examples(self, split: SplitName) -> Iterable[Example]:
+        """Yield the examples of a split; default: the rows that options derived from ``FileTaskOptions`` name.
 
         Raises:
             DataError: A file is missing, or a row lacks a field; file and line are named.
         """
-        raise NotImplementedError
+        if not isinstance(self.options, FileTaskOptions):
+            raise NotImplementedError(f"{type(self).__name__} has no files: override examples()")
+        return read_split(self.options, split)
 
-    def encode(self, row: Mapping[str, Any]) -> Sequence[Feature]:
-        """Turn one example into features (several for a long context; none if it cannot be used)."""
+    def encode(self, example: Example) -> Sequence[Feature]:
+        """Turn one example into features: several for a long context, none if it cannot be used (it is counted).
+
+        Raises:
+            DataError: The example is not usable and the options say that this is an error.
+        """
         raise NotImplementedError
 
     def loss(self, hidden: torch.Tensor, rows: TaskRows, head: HeadContext) -> torch.Tensor:
@@ -191,7 +205,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def predict(self, model: Model, rows: Sequence[Mapping[str, Any]]) -> Iterator[Outcome]:
+    def predict(self, model: Model, examples: Sequence[Example]) -> Iterator[Outcome]:
         """Yield what the model makes of examples, in order."""
         raise NotImplementedError
 

@@ -1,0 +1,122 @@
+"""The public, light side of a task's data: where its examples are, which fields are read, how they are split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from llama_scale.data.examples import (
+    SPLITS,
+    Column,
+    Example,
+    SplitName,
+    check_example,
+    read_examples,
+    split_by_field,
+    split_by_share,
+)
+from llama_scale.errors import DataError
+from llama_scale.extensions.api import TaskOptions
+from llama_scale.spec.base import NonNegativeFloat, PathStr, PositiveFloat, Section
+
+__all__ = ["SPLITS", "Column", "DataError", "Example", "Examples", "FileTaskOptions", "SplitName", "read_split"]
+
+
+class SplitField(Section):
+    """One file (or folder of files) whose rows say which split they belong to."""
+
+    kind: Literal["split_field"]
+    path: PathStr = Field(description="JSONL (.gz too) or Parquet file, or a folder of them.")
+    field: str = Field("split", min_length=1, description="Field with train, validation (valid, dev) or test.")
+
+
+class SplitFiles(Section):
+    """One file (or folder of files) a split."""
+
+    kind: Literal["split_files"]
+    train: PathStr | None = Field(None, description="JSONL (.gz too) or Parquet file for training.")
+    validation: PathStr | None = Field(None, description="The same for the validation loss.")
+    test: PathStr | None = Field(None, description="The same for evaluation.")
+
+    @model_validator(mode="after")
+    def _some(self) -> SplitFiles:
+        if not (self.train or self.validation or self.test):
+            raise ValueError("names no file; give train, validation or test a path")
+        return self
+
+
+class SplitShares(Section):
+    """One file (or folder of files) whose rows fall into splits by a hash, so that a row never changes its split."""
+
+    kind: Literal["split_shares"]
+    path: PathStr = Field(description="JSONL (.gz too) or Parquet file, or a folder of them.")
+    train: PositiveFloat = Field(90.0, description="Share for training.")
+    validation: NonNegativeFloat = Field(5.0, description="Share for validation.")
+    test: NonNegativeFloat = Field(5.0, description="Share for evaluation.")
+    key: str | None = Field(None, description="Field that is hashed; rows of equal value stay together. Default: all.")
+
+
+Examples = Annotated[SplitField | SplitFiles | SplitShares, Field(discriminator="kind")]
+"""Where a task's examples are and how they are split."""
+
+
+class FileTaskOptions(TaskOptions):
+    """Base of the options of a task whose examples are rows of files."""
+
+    data: Examples = Field(description="The files with the examples, and how they are split.")
+
+    def columns(self) -> tuple[Column, ...]:
+        """Return the fields that each row must have; a launch checks them before anything starts."""
+        return ()
+
+    def files(self) -> tuple[str, ...]:
+        """Return every file or folder that is read."""
+        data = self.data
+        if isinstance(data, SplitFiles):
+            return tuple(path for path in (data.train, data.validation, data.test) if path)
+        return (data.path,)
+
+
+def read_split(options: FileTaskOptions, split: SplitName) -> Iterator[Example]:
+    """Yield the checked rows of one split.
+
+    Raises:
+        DataError: A file is missing or damaged, the split has no file, or a row lacks a field; file and line are named.
+    """
+    for name, example in read_all(options, only=split):
+        if name == split:
+            yield example
+
+
+def read_all(options: FileTaskOptions, *, only: SplitName | None = None) -> Iterator[tuple[SplitName, Example]]:
+    """Yield the checked rows of all splits with their split.
+
+    Args:
+        options: The task's options.
+        only: Leave out the other splits where they have files of their own.
+
+    Raises:
+        DataError: As :func:`read_split`.
+    """
+    columns = options.columns()
+    for name, example in _rows(options.data, only):
+        check_example(example, columns)
+        yield name, example
+
+
+def _rows(data: Examples, only: SplitName | None) -> Iterator[tuple[SplitName, Example]]:
+    if isinstance(data, SplitField):
+        yield from split_by_field(read_examples(Path(data.path)), field=data.field)
+    elif isinstance(data, SplitShares):
+        shares = (data.train, data.validation, data.test)
+        yield from split_by_share(read_examples(Path(data.path)), shares=shares, key=data.key)
+    else:
+        for name in SPLITS if only is None else (only,):
+            path = getattr(data, name)
+            if path is None and only is not None:
+                raise DataError(f"the split {name!r} has no file; set data.{name} in the task's options")
+            if path is not None:
+                yield from ((name, example) for example in read_examples(Path(path)))
