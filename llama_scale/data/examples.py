@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -131,7 +131,7 @@ def _is_message(item: Any) -> bool:
     return isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
 
 
-_FAULTS = {
+_FAULTS: dict[Form, Callable[[Any, bool], str | None]] = {
     "text": _text_fault,
     "texts": _texts_fault,
     "integer": _integer_fault,

@@ -1,8 +1,8 @@
-"""Section ``data``: the token files, how they are mixed and cut into samples."""
+"""Section ``data``: token files, how they are mixed and cut into samples, or the examples of tasks."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -37,5 +37,16 @@ class IndexedData(Section):
     )
 
 
-Data = IndexedData
-"""The kinds of data; task data (JSONL) joins this union with the task heads."""
+class TaskData(Section):
+    """The examples of the run's tasks, made into token sequences when the run starts."""
+
+    kind: Literal["tasks"]
+    seq_length: PositiveInt = Field(description="Tokens per row (s in formulas): the longest sequence of an example.")
+    packing: bool = Field(
+        True,
+        description="Join several examples in a row, where the task allows it; they never see each other.",
+    )
+
+
+Data = Annotated[IndexedData | TaskData, Field(discriminator="kind")]
+"""The kinds of data."""

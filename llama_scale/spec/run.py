@@ -33,7 +33,7 @@ class RunSpec(Section):
     seed: NonNegativeInt = Field(1234, description="Seed of weights, data order and dropout.")
     model: Model = Field(description="The LLaMA: preset, Hugging Face folder or inline numbers.")
     tokenizer: Tokenizer | None = Field(None, description="Tokenizer of the data; exported with the model.")
-    data: Data = Field(description="Token files and how they become samples.")
+    data: Data = Field(description="Token files, or the tasks' examples, and how they become samples.")
     train: Train = Field(description="Length of the training and the rules for non-finite losses.")
     batch: Batch = Field(description="Batch sizes: any two of global, micro, accumulation.")
     parallel: Parallel = Field(Parallel(), description="Data, tensor and pipeline parallel degrees.")
