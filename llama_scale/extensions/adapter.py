@@ -71,6 +71,16 @@ class LayerContext:
     """Room for values that all layers of this adapter on this rank share."""
 
 
+def attach(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Register a parameter of an adapter or gate under its dotted name; modules are made for the name's parts."""
+    path, _, leaf = name.rpartition(".")
+    for part in path.split(".") if path else ():
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    module.register_parameter(leaf, parameter)
+
+
 class LayerAdapter(nn.Module):
     """One adapter in one layer; subclass this.
 
@@ -79,7 +89,7 @@ class LayerAdapter(nn.Module):
     compute in fp32 and return the input's dtype.
 
     Args:
-        options: The adapter's options.
+        options: The adapter's options; their values only (``options.rank``), because an exported model has no methods.
         context: The layer.
     """
 
@@ -90,16 +100,6 @@ class LayerAdapter(nn.Module):
         super().__init__()
         self.options = options
         self.context = context
-
-    def attach(self, name: str, parameter: nn.Parameter) -> None:
-        """Register a parameter under its dotted name; llama-scale does this for those that the descriptor names."""
-        path, _, leaf = name.rpartition(".")
-        module: nn.Module = self
-        for part in path.split(".") if path else ():
-            if part not in module._modules:
-                module.add_module(part, nn.Module())
-            module = module.get_submodule(part)
-        module.register_parameter(leaf, parameter)
 
     def weight(self, name: str) -> nn.Parameter:
         """Return this rank's part of a parameter."""
