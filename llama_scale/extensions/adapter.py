@@ -72,13 +72,20 @@ class LayerContext:
 
 
 def attach(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Register a parameter of an adapter or gate under its dotted name; modules are made for the name's parts."""
-    path, _, leaf = name.rpartition(".")
-    for part in path.split(".") if path else ():
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
-    module.register_parameter(leaf, parameter)
+    """Register a parameter of an adapter or gate under its dotted name, whatever torch's classes call their own."""
+    *path, leaf = name.split(".")
+    for part in path:
+        module._modules.setdefault(part, nn.Module())
+        module = module._modules[part]
+    module._parameters[leaf] = parameter
+
+
+def attached(module: nn.Module, name: str) -> nn.Parameter:
+    """Return a parameter that was attached under this name."""
+    *path, leaf = name.split(".")
+    for part in path:
+        module = module._modules[part]
+    return module._parameters[leaf]
 
 
 class LayerAdapter(nn.Module):
@@ -103,7 +110,7 @@ class LayerAdapter(nn.Module):
 
     def weight(self, name: str) -> nn.Parameter:
         """Return this rank's part of a parameter."""
-        return self.get_parameter(name)
+        return attached(self, name)
 
     def outputs(self) -> frozenset[str]:
         """Return the targets of LINEARS whose output ``output`` changes."""
