@@ -22,6 +22,7 @@ from llama_scale.runs.lock import RunLock
 from llama_scale.runs.preflight import check_inputs
 from llama_scale.runs.resume_plan import ResumePlan, decide_resume
 from llama_scale.runs.resume_spec import load_resumed
+from llama_scale.runs.submission import check_idle
 from llama_scale.spec.load import load_spec
 from llama_scale.spec.run import RunSpec
 
@@ -71,6 +72,7 @@ def resume(
 
     lock = RunLock.acquire(folder)
     try:
+        check_idle(folder)
         _wait_for_leftovers(folder)
         found = _continue(folder, overrides or [])
         if found.decision.kind == "refuse":

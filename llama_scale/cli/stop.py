@@ -14,6 +14,7 @@ from llama_scale.runs.find import find_run
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.lock import is_running
 from llama_scale.runs.records import ENDED
+from llama_scale.runs.submission import cancel, load_submission
 from llama_scale.runs.view import GONE, RunView, look
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -36,8 +37,13 @@ def stop(
     Exit status: 0 stopped (or not running in the first place), 5 it failed meanwhile or --timeout was reached.
     """
     folder = find_run(run, root=runs_dir)
-    if not is_running(folder):
-        view = look(folder)
+    view = look(folder)
+    submission = load_submission(folder)
+    if submission is not None and view.state == "queued":
+        cancel(folder, submission)
+        say(f"{folder.name}: {look(folder).message}")
+        return
+    if not is_running(folder) and (submission is None or view.state in ENDED or view.state == GONE):
         if view.leftovers:
             view = _wait(folder, timeout)
         say(f"{folder.name} is not running: {view.state}: {view.message}")

@@ -1,12 +1,19 @@
-"""The explicit list of environment variables that a bundle sets for its workers."""
+"""The explicit lists of environment variables: what a bundle sets for its workers, what it takes from the shell."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from llama_scale.engines.environment import engine_environment
 from llama_scale.spec.run import RunSpec
+
+NETWORK_VARIABLES = ("FI_*", "GLOO_*", "NCCL_*", "UCX_*")
+"""Forwarded from the shell that launches, whatever the launcher: those of the network libraries."""
+BASE_VARIABLES = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TZ", "USER")
+"""Forwarded as well where a job would otherwise start with nothing."""
+_FORWARD_HEAD = "# Taken from the shell that launches, if set there. Values are in no file; the variables of env win.\n"
 
 
 def worker_environment(spec: RunSpec) -> dict[str, str]:
@@ -31,3 +38,26 @@ def worker_environment(spec: RunSpec) -> dict[str, str]:
 def render_environment(values: Mapping[str, str]) -> str:
     """Return the text of a file of assignments that a POSIX shell reads back exactly."""
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
+def render_forward(names: Sequence[str]) -> str:
+    """Return the text of a bundle's ``forward``: names, or patterns with ``*``, one a line.
+
+    >>> print(render_forward(["WANDB_API_KEY"]).splitlines()[-1])
+    WANDB_API_KEY
+    """
+    return _FORWARD_HEAD + "".join(f"{name}\n" for name in sorted({*NETWORK_VARIABLES, *names}))
+
+
+def forwarded(environment: Mapping[str, str], text: str) -> dict[str, str]:
+    """Return the variables of an environment that a bundle's ``forward`` names, sorted.
+
+    >>> forwarded({"NCCL_DEBUG": "INFO", "HF_TOKEN": "x"}, "# comment\\nNCCL_*\\n")
+    {'NCCL_DEBUG': 'INFO'}
+    """
+    patterns = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llama_scale.resources import data_dir
 
 
-def fill(name: str, **values: str | int | tuple[str, ...]) -> str:
+def fill(name: str, **values: Any) -> str:
     """Return the template ``launch/templates/<name>`` with its values.
 
     Args:

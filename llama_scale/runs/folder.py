@@ -53,6 +53,16 @@ class RunFolder:
         return self.path / "status.json"
 
     @property
+    def submission(self) -> Path:
+        """What was handed to a scheduler (``records.Submission``); there for launchers with a queue only."""
+        return self.path / "submission.json"
+
+    @property
+    def done(self) -> Path:
+        """Marker: all steps are done. Written last, by whoever watched the ranks to their end."""
+        return self.path / "done"
+
+    @property
     def lock(self) -> Path:
         """File that the supervisor holds an flock on for as long as it lives."""
         return self.path / "supervisor.lock"
@@ -113,6 +123,10 @@ class RunFolder:
     def error_file(self, attempt: int, rank: int) -> Path:
         """Return the file in which a rank reports the exception that ended it (``records.RankFailure``)."""
         return self.attempt(attempt) / f"error-rank-{rank:05d}.json"
+
+    def memory_file(self, attempt: int, rank: int) -> Path:
+        """Return the file in which a rank reports the memory that it came to need (``records.MemoryPeak``)."""
+        return self.attempt(attempt) / f"memory-rank-{rank:05d}.json"
 
     def verdict(self, attempt: int) -> Path:
         """Return the file in which the agent tells how its ranks ended (``records.Verdict``)."""

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-State = Literal["starting", "running", "stopping", "stopped", "succeeded", "failed", "preempted"]
+State = Literal["queued", "starting", "running", "stopping", "stopped", "succeeded", "failed", "preempted"]
 ENDED: frozenset[str] = frozenset({"stopped", "succeeded", "failed", "preempted"})
 """States in which no process of the run is alive."""
 
@@ -36,6 +36,26 @@ class Verdict(Record):
     message: str = Field("", description="One sentence for the user.")
     first_failure: RankFailure | None = Field(None, description="The failure that caused the others.")
     victims: tuple[int, ...] = Field((), description="Ranks that failed because of it or were ended by the agent.")
+
+
+class MemoryPeak(Record):
+    """Tell how much memory one rank came to need (``attempts/NNN/memory-rank-RRRRR.json``, one rank a stage)."""
+
+    kind: Literal["allocated", "resident"] = Field(
+        description="allocated: tensors on the device, by torch; resident: growth of the process on a CPU."
+    )
+    used: int = Field(ge=0, description="Peak in bytes, what was there before the model was built apart.")
+    total: int = Field(ge=0, description="Peak in bytes of all that torch reserved, or of the whole process.")
+
+
+class Submission(Record):
+    """Tell what a scheduler was given (``submission.json``)."""
+
+    launcher: str = Field(description="Kind of the launcher, which knows the scheduler.")
+    jobs: tuple[str, ...] = Field(description="Names of the jobs, in the order in which they run.")
+    submitted_utc: str = Field(description="When, ISO 8601.")
+    idle_requeues: int = Field(0, description="Times in a row that the run was queued again without a new checkpoint.")
+    requeued_from: str | None = Field(None, description="Newest checkpoint when it was queued again.")
 
 
 class Status(Record):

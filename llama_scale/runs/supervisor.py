@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from llama_scale.spec.run import RunSpec
 
 logger = logging.getLogger(__name__)
 
-_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+"""Signals that ask a run to save and end; SIGUSR1 is what Slurm sends ahead of a time limit."""
 _WAITED = _STOP_SIGNALS | {signal.SIGCHLD}
 _POLL_S = 0.25
 _HEARTBEAT_S = 2.0
@@ -50,10 +51,16 @@ class Supervisor:
         run: The folder; its lock is held by this process.
         spec: Its spec.
         plan: Its plan.
+        settle: Has the last word on how the run ended, e.g. that a preempted one is queued again. With it, a signal
+            to this process is a preemption: it comes from a scheduler, and users ask through the run folder.
     """
 
-    def __init__(self, run: RunFolder, *, spec: RunSpec, plan: RunPlan) -> None:
+    def __init__(
+        self, run: RunFolder, *, spec: RunSpec, plan: RunPlan, settle: Callable[[Outcome], Outcome] | None = None
+    ) -> None:
         self._run = run
+        self._settle = settle
+        self._preempted_by: str | None = None
         self._spec = spec
         self._launcher = load_launcher(spec.launcher.kind)
         self._stop_reason: str | None = None
@@ -64,10 +71,11 @@ class Supervisor:
         restarted_from: str | None = None
         while True:
             attempt = self._run.next_attempt()
+            self._run.done.unlink(missing_ok=True)
             self._update(state="starting", attempt=attempt, message="starting", sync=True)
             outcome = self._attempt(attempt)
             newest = self._newest()
-            if outcome.state != "failed" or self._stop_requested():
+            if outcome.state != "failed" or self._ending():
                 return self._end(outcome)
             decision = decide_restart(
                 self._spec.restart, restarts=self._status.restarts, restarted_from=restarted_from, newest=newest
@@ -113,10 +121,12 @@ class Supervisor:
             if info is not None and info.si_signo in _STOP_SIGNALS:
                 self._note_signal(info.si_signo)
             now = time.monotonic()
-            if deadline is None and self._stop_requested():
+            if deadline is None and self._ending():
                 grace_s = self._spec.launcher.grace_s
                 deadline = now + grace_s + min(max(grace_s, _MARGIN_S[0]), _MARGIN_S[1])
-                self._update(state="stopping", message=f"stopping ({self._stop_reason})", sync=True)
+                self._update(
+                    state="stopping", message=f"stopping ({self._stop_reason or self._preempted_by})", sync=True
+                )
                 os.kill(job.pid, signal.SIGTERM)  # not reaped yet: the id cannot be another process's
             elif deadline is not None and now > deadline and not killed:
                 logger.error("the agent did not stop in time; killing its session")
@@ -146,16 +156,27 @@ class Supervisor:
             self._stop_reason = "stop was requested"
         return self._stop_reason is not None
 
+    def _ending(self) -> bool:
+        """Tell whether the run is to end, on a user's or the scheduler's wish."""
+        return self._stop_requested() or self._preempted_by is not None
+
     def _note_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         logger.info("got %s: stopping", name)
-        self._stop_reason = self._stop_reason or f"the supervisor got {name}"
+        if self._settle is not None:
+            self._preempted_by = f"the scheduler sent {name}"
+        else:
+            self._stop_reason = self._stop_reason or f"the supervisor got {name}"
 
     def _newest(self) -> str | None:
         newest = newest_complete(self._run.checkpoints)
         return newest.name if newest else None
 
     def _end(self, outcome: Outcome) -> int:
+        if self._settle is not None:
+            outcome = self._settle(outcome)
+        if outcome.state == "succeeded":
+            write_atomically(self._run.done, f"{_utc()}\n")
         self._update(
             state=outcome.state,
             exit_code=outcome.exit_code,
@@ -193,19 +214,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     run = RunFolder(arguments.run.absolute())
-    # Signals are waited for, not handled: nothing can interrupt a write of status.json.
+    hold_signals()
+    return supervise_folder(run, take_lock=lambda: _lock(run, arguments.lock_fd))
+
+
+def hold_signals() -> None:
+    """Wait for signals instead of handling them: nothing can interrupt a write of status.json."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def release_signals() -> None:
+    """End ``hold_signals``: what came meanwhile ends this process."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED)
+
+
+def supervise_folder(
+    run: RunFolder, *, take_lock: Callable[[], RunLock], settle: Callable[[Outcome], Outcome] | None = None
+) -> int:
+    """Supervise a run folder to its end; return the run's exit code.
+
+    Args:
+        run: The run folder.
+        take_lock: Takes its lock, or raises LaunchError.
+        settle: See ``Supervisor``.
+    """
     lock: RunLock | None = None
     try:
-        lock = RunLock(arguments.lock_fd) if arguments.lock_fd is not None else RunLock.acquire(run)
+        lock = take_lock()
         os.set_inheritable(lock.fd, False)
         adopt_orphans()
         spec = load_spec(run.spec)
         plan = RunPlan.from_json(run.plan.read_text(encoding="utf-8"))
-        return Supervisor(run, spec=spec, plan=plan).supervise()
+        return Supervisor(run, spec=spec, plan=plan, settle=settle).supervise()
     except (OSError, LlamaScaleError) as error:
         return _give_up(run, error, owner=lock is not None)
+
+
+def _lock(run: RunFolder, fd: int | None) -> RunLock:
+    return RunLock(fd) if fd is not None else RunLock.acquire(run)
 
 
 def _give_up(run: RunFolder, error: OSError | LlamaScaleError, *, owner: bool) -> int:

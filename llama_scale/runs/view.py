@@ -9,7 +9,8 @@ from llama_scale.launchers.processes import list_marked
 from llama_scale.runs.folder import RUN_VARIABLE, RunFolder
 from llama_scale.runs.lock import is_running
 from llama_scale.runs.progress import last_step
-from llama_scale.runs.records import ENDED, Status, load_record
+from llama_scale.runs.records import ENDED, Status, Submission, load_record
+from llama_scale.runs.submission import ask, is_fresh, load_submission
 
 GONE = "supervisor gone"
 """State of a run whose supervisor died without a word; its processes end by themselves."""
@@ -26,16 +27,20 @@ class RunView:
         state: A state of ``records.State``, or GONE or NEVER.
         status: Last status written; None if there is none.
         leftovers: Processes of the run that still live though its supervisor is gone (on this host).
+        scheduler: What the scheduler says of the run's jobs, if it was asked.
     """
 
     run: RunFolder
     state: str
     status: Status | None
     leftovers: tuple[int, ...] = ()
+    scheduler: str = ""
 
     @property
     def message(self) -> str:
         """One sentence for the user."""
+        if self.state == GONE and self.scheduler:
+            return f"{self.scheduler}, and no word of the run's end; go on with `llama-scale resume {self.run.name}`"
         if self.state == GONE:
             what = f"its processes {list(self.leftovers)} are still ending" if self.leftovers else "nothing runs"
             return (
@@ -43,7 +48,7 @@ class RunView:
             )
         if self.status is None:
             return "being started" if self.state == "starting" else "no supervisor was started"
-        return self.status.message
+        return "; ".join(part for part in (self.status.message, self.scheduler) if part)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``status --json`` prints."""
@@ -73,5 +78,29 @@ def look(run: RunFolder) -> RunView:
         return RunView(run=run, state=NEVER, status=None)
     if status.state in ENDED:
         return RunView(run=run, state=status.state, status=status)
+    submission = load_submission(run)
+    if submission is not None:
+        return _look_at_jobs(run, status, submission)
     left = tuple(list_marked(f"{RUN_VARIABLE}={run.path}"))
     return RunView(run=run, state=GONE, status=status, leftovers=left)
+
+
+def _look_at_jobs(run: RunFolder, status: Status, submission: Submission) -> RunView:
+    """Return how a run is doing whose supervisor is, or was, on some other host."""
+    if status.state != "queued" and is_fresh(run):
+        return RunView(run=run, state=status.state, status=status)
+    answer = ask(submission)
+    # It may have ended between the two looks.
+    status = load_record(run.status, Status) or status
+    if status.state in ENDED:
+        return RunView(run=run, state=status.state, status=status)
+    match answer.phase:
+        case "waiting":
+            state = "queued"
+        case "running":
+            state = "starting" if status.state == "queued" else status.state
+        case "ended":
+            state = GONE
+        case "unknown":
+            state = status.state
+    return RunView(run=run, state=state, status=status, scheduler=answer.words)

@@ -1,0 +1,66 @@
+"""The seam to schedulers: systems that keep jobs of their own, which outlive the machine that launches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from llama_scale.spec.run import RunSpec
+
+JobPhase = Literal["waiting", "running", "ended", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """What a scheduler says of a run's jobs.
+
+    Args:
+        phase: Where they stand together: running if one runs, else waiting if one waits. ``unknown``: the scheduler
+            cannot be asked, from here or now.
+        words: The scheduler's own words, for people.
+    """
+
+    phase: JobPhase
+    words: str
+
+
+class Queue(Protocol):
+    """A scheduler. A launcher that has one carries it as ``queue``."""
+
+    def submit(self, run: Path, *, bundle: Path, spec: RunSpec, environment: Mapping[str, str]) -> tuple[str, ...]:
+        """Queue exactly this bundle for this run folder; return the jobs' names.
+
+        Args:
+            run: The run folder.
+            bundle: Folder that holds the bundle's files.
+            spec: The bundle's spec.
+            environment: Environment of the shell that launches; the job gets what the bundle's ``forward`` names.
+
+        Raises:
+            LaunchError: The scheduler refuses it; nothing is then queued.
+        """
+        ...
+
+    def look(self, jobs: Sequence[str]) -> JobView:
+        """Return how the jobs are doing."""
+        ...
+
+    def cancel(self, jobs: Sequence[str], *, waiting_only: bool = False) -> None:
+        """Take jobs out of the queue.
+
+        Args:
+            jobs: Their names.
+            waiting_only: Leave those alone that run.
+
+        Raises:
+            LaunchError: The scheduler cannot be asked.
+        """
+        ...
+
+
+def queue_of(launcher: object) -> Queue | None:
+    """Return a launcher's queue; None for one that starts processes itself."""
+    queue: Queue | None = getattr(launcher, "queue", None)
+    return queue
