@@ -11,10 +11,11 @@ from torch import nn
 class Gate(nn.Module):
     """A router that weighs the adapters by what it reads; subclass this.
 
-    Its parameters are those that the descriptor names (``self.get_parameter(name)``), whole on every rank, fp32.
+    It reads the base model without any adapter: its last hidden state, after the final norm, at the position that
+    predicts. Its parameters are those that the descriptor names (``self.get_parameter(name)``), whole on every rank, fp32.
 
     Args:
-        options: The gate's options.
+        options: The gate's options; their values only, because an exported model has no methods.
         adapters: Number of adapters, N.
     """
 
@@ -24,5 +25,8 @@ class Gate(nn.Module):
         self.adapters = adapters
 
     def forward(self, trunk: torch.Tensor) -> torch.Tensor:
-        """Return scores ``[..., N]`` for the unadapted trunk ``[..., hidden]``; their softmax is p(a_i)."""
+        """Return fp32 scores ``[..., N]`` for hidden states ``[..., hidden]`` of the unadapted model.
+
+        Their softmax is p(a_i). The hidden states carry no gradient: nothing below them trains.
+        """
         raise NotImplementedError

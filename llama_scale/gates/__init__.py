@@ -1,0 +1,1 @@
+"""The built-in gates, found by entry points like anyone's: a light descriptor and a torch module each."""
