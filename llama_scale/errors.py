@@ -59,8 +59,15 @@ class Problem:
         return f"{head}: {self.message}{tail}" if head else f"{self.message}{tail}"
 
 
+PLUGIN_CODE = "plugin"
+"""Code of problems that are no fault of the spec: a plugin that it uses is broken, clashes or has another version."""
+
+
 class SpecError(LlamaScaleError):
-    """Report every fault of a spec (or of a plan that does not fit) at once."""
+    """Report every fault of a spec (or of a plan that does not fit) at once.
+
+    ``exit_code`` is 3, or 4 if all that is wrong are plugins.
+    """
 
     exit_code = 3
 
@@ -68,7 +75,15 @@ class SpecError(LlamaScaleError):
         if isinstance(problems, str):
             problems = [Problem(path=(), message=problems)]
         self.problems: tuple[Problem, ...] = tuple(problems)
+        self.exit_code = status_of(self.problems) or SpecError.exit_code
         super().__init__("\n".join(str(p) for p in self.problems))
+
+
+def status_of(problems: Sequence[Problem]) -> int:
+    """Return the exit status that problems of specs have: 0 for none, 4 if all of them are plugins' faults, else 3."""
+    if not problems:
+        return 0
+    return PluginError.exit_code if all(p.code == PLUGIN_CODE for p in problems) else SpecError.exit_code
 
 
 class PluginError(LlamaScaleError):
@@ -95,3 +110,9 @@ class ConvertError(LlamaScaleError):
     """Report a conversion that could not be done or whose proof failed."""
 
     exit_code = 6
+
+
+class ReportError(LlamaScaleError):
+    """Report a drawing or a report that could not be made or written."""
+
+    exit_code = 5

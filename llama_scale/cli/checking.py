@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_scale.cli.output import emit, emit_json, say
-from llama_scale.errors import Problem, SpecError
+from llama_scale.errors import Problem, status_of
 from llama_scale.spec.quick import quick_check
 from llama_scale.spec.source import SourceError, read_text
 
@@ -24,7 +24,7 @@ class Format(StrEnum):
 
 
 def run_checks(specs: Sequence[str], *, overrides: Sequence[str] = (), output: Format = Format.TEXT) -> int:
-    """Check all specs, write the outcome and return the exit status: 0, or 3 if there is any problem."""
+    """Check all specs, write the outcome and return the exit status: 0, 3, or 4 if plugins alone are at fault."""
     files, problems = find_files(specs)
     good: list[tuple[str, Any]] = []
     for file in files:
@@ -33,7 +33,7 @@ def run_checks(specs: Sequence[str], *, overrides: Sequence[str] = (), output: F
         if spec is not None:
             good.append((file, spec))
     _WRITERS[output](good, problems)
-    return SpecError.exit_code if problems else 0
+    return status_of(problems)
 
 
 def run_plain(words: Sequence[str]) -> int | None:

@@ -5,6 +5,9 @@ layouts need no torch) and, as a dotted string, where the implementation is that
 
     [project.entry-points."llama_scale.adapters"]
     vera = "llama_scale_vera:DESCRIPTOR"
+
+``ADAPTERS``, ``TASKS``, ``GATES`` and ``LAUNCHERS`` are the entry point groups; a descriptor whose ``api_version`` is
+not ``API_VERSION`` is listed as broken.
 """
 
 from __future__ import annotations
@@ -16,18 +19,30 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llama_scale.layout.parameters import Init
-from llama_scale.spec.base import NonNegativeInt, PositiveInt, Section
+from llama_scale.spec.base import NonNegativeInt, PathStr, PositiveInt, Section
 from llama_scale.spec.model import ModelShape
+from llama_scale.spec.plugins import ADAPTERS, API_VERSION, GATES, GROUPS, LAUNCHERS, TASKS
 
-API_VERSION = 1
-"""Version of this interface; a descriptor of another version is listed as broken."""
-
-ADAPTERS = "llama_scale.adapters"
-TASKS = "llama_scale.tasks"
-GATES = "llama_scale.gates"
-LAUNCHERS = "llama_scale.launchers"
-GROUPS = (ADAPTERS, TASKS, GATES, LAUNCHERS)
-"""Entry point groups."""
+__all__ = [
+    "ADAPTERS",
+    "API_VERSION",
+    "GATES",
+    "GROUPS",
+    "LAUNCHERS",
+    "TASKS",
+    "AdapterDescriptor",
+    "AdapterOptions",
+    "ExtraParameter",
+    "GateDescriptor",
+    "GateOptions",
+    "LastLayers",
+    "LauncherDescriptor",
+    "ModelShape",
+    "PathStr",
+    "Section",
+    "TaskDescriptor",
+    "TaskOptions",
+]
 
 
 class LastLayers(Section):
@@ -137,6 +152,8 @@ class TaskDescriptor:
         head: ``lm`` (the model's own output layer gives the loss) or ``own`` (``Task.loss`` does, on hidden states).
         parameters: (options, shape) -> what the head adds to the end of the model; pure.
         files: options -> the files it reads, for preflight.
+        unmixable: Why it does not go with the section ``mixture`` at all; None: it does (a head of its own goes with
+            ``objective: per_task`` only).
         api_version: Version of this interface it was written for.
     """
 
@@ -147,6 +164,7 @@ class TaskDescriptor:
     head: Literal["lm", "own"] = "lm"
     parameters: Callable[[Any, ModelShape], tuple[ExtraParameter, ...]] = field(default=lambda _options, _shape: ())
     files: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
+    unmixable: str | None = None
     api_version: int = API_VERSION
 
 

@@ -11,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from llama_scale.errors import Problem, SpecError
 from llama_scale.layout.parameters import Parameter, iter_parameters
 from llama_scale.plan.activations import ActivationCase
+from llama_scale.plan.extensions import extra_parameters
+from llama_scale.plan.extra_memory import stage_extra, with_extra
 from llama_scale.plan.memory import StageMemory, element_bytes, stage_memory
 from llama_scale.plan.schedule import Schedule, make_schedule
 from llama_scale.plan.stages import Stages, make_stages
@@ -148,6 +150,7 @@ def make_plan(spec: RunSpec) -> RunPlan:
     topology = Topology(dp_size=spec.parallel.data, tp_size=spec.parallel.tensor, pp_size=spec.parallel.pipeline)
     batch = _batch(spec)
     assert spec.train.steps is not None
+    extra = extra_parameters(spec, shape)
     return RunPlan(
         name=spec.name,
         spec_digest=spec_digest(spec),
@@ -160,7 +163,9 @@ def make_plan(spec: RunSpec) -> RunPlan:
         stages=stages,
         batch=batch,
         steps=spec.train.steps,
-        memory=_memory(spec, shape, stages=stages, topology=topology, batch=batch),
+        memory=_memory(spec, shape, stages=stages, topology=topology, batch=batch, extra=extra),
+        extra=extra,
+        base_trainable=not spec.adapters,
         schedule=make_schedule(
             micro_batches=batch.accumulation,
             chunk_layers=[[len(chunk.layers) for chunk in stage] for stage in stages],
@@ -169,7 +174,13 @@ def make_plan(spec: RunSpec) -> RunPlan:
 
 
 def _memory(
-    spec: RunSpec, shape: ModelShape, *, stages: Stages, topology: Topology, batch: BatchPlan
+    spec: RunSpec,
+    shape: ModelShape,
+    *,
+    stages: Stages,
+    topology: Topology,
+    batch: BatchPlan,
+    extra: tuple[Parameter, ...],
 ) -> tuple[StageMemory, ...]:
     """Return each stage's memory, first to last."""
     case = ActivationCase(
@@ -181,7 +192,7 @@ def _memory(
         element_bytes=element_bytes(spec.precision),
         recompute=spec.recompute,
     )
-    return tuple(
+    memory = [
         stage_memory(
             case,
             stages,
@@ -193,6 +204,19 @@ def _memory(
             micro_batches=batch.accumulation,
         )
         for pp_rank in range(topology.pp_size)
+    ]
+    if not extra and not spec.adapters:
+        return tuple(memory)
+    return tuple(
+        with_extra(
+            stage,
+            stage_extra(extra, stages[stage.pp_rank], tp_size=topology.tp_size),
+            base_trainable=not spec.adapters,
+            engine=spec.engine,
+            precision=spec.precision,
+            topology=topology,
+        )
+        for stage in memory
     )
 
 

@@ -6,16 +6,22 @@ A spec must mean the same run on every machine; only *where* files lie may diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llama_scale.errors import Problem
 from llama_scale.spec.fields import EACH, path_patterns
 from llama_scale.spec.nodes import MappingNode, Node, Path, ScalarNode, SequenceNode
+from llama_scale.spec.plugin_options import Use
 from llama_scale.spec.run import RunSpec
 
 
-def misplaced_variables(root: Node) -> list[Problem]:
-    """Return a problem for each ``${env:...}`` in a field that is not a path."""
+def misplaced_variables(root: Node, uses: Sequence[Use] = ()) -> list[Problem]:
+    """Return a problem for each ``${env:...}`` in a field that is not a path.
+
+    Args:
+        root: The document.
+        uses: The plugins that it uses: their models say which of their options are paths.
+    """
     return [
         Problem(
             path=path,
@@ -25,8 +31,25 @@ def misplaced_variables(root: Node) -> list[Problem]:
             code="env",
         )
         for path, value in _with_variable(root, ())
-        if tuple(EACH if isinstance(part, int) else part for part in path) not in path_patterns(RunSpec)
+        if not _is_path(path, uses)
     ]
+
+
+def _is_path(path: Path, uses: Sequence[Use]) -> bool:
+    for use in uses:
+        size = len(use.options_path)
+        if path[:size] == use.options_path:
+            return _pattern(path[size:]) in path_patterns(use.descriptor.options)
+    if _pattern(path[:3]) in _PLUGIN_OPTIONS or path[:2] in _PLUGIN_OPTIONS:
+        return True  # of a plugin that is not there, which is a problem of its own
+    return _pattern(path) in path_patterns(RunSpec)
+
+
+def _pattern(path: Path) -> tuple[str, ...]:
+    return tuple(EACH if isinstance(part, int) else part for part in path)
+
+
+_PLUGIN_OPTIONS = {("adapters", EACH, "options"), ("tasks", EACH, "options"), ("mixture", "gate_options")}
 
 
 def _with_variable(node: Node, path: Path) -> Iterator[tuple[Path, str]]:

@@ -118,6 +118,8 @@ def _walk_paths(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tup
         if _is_path(field):
             yield here
         item = item_of(field.annotation)
+        if any(isinstance(part, FieldInfo) and _has_path_mark(part.json_schema_extra) for part in _metadata(item)):
+            yield (*here, EACH)
         for below in models_of(field.annotation):
             yield from _walk_paths(below, here)
         for below in models_of(item) if item is not None else ():

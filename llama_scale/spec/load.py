@@ -22,6 +22,8 @@ from llama_scale.spec.compose import ComposeError, compose
 from llama_scale.spec.environment import misplaced_variables
 from llama_scale.spec.nodes import MappingNode, Node, find_mark
 from llama_scale.spec.overrides import apply_overrides
+from llama_scale.spec.plugin_options import fill_options
+from llama_scale.spec.plugin_rules import check_uses
 from llama_scale.spec.resolve import resolve, resolve_model
 from llama_scale.spec.rules import check_rules
 from llama_scale.spec.run import RunSpec
@@ -109,7 +111,7 @@ def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Probl
     data = root.data()
     if not isinstance(data, dict):  # an override replaces single values, never the document
         raise AssertionError(type(data))
-    problems = [*find_secrets(root), *misplaced_variables(root)]
+    problems = find_secrets(root)
     spec, structural = check_structure(data, context=context)
     problems += structural
     sections = dict(spec) if spec is not None else salvage(integral(data), structural, context=context)
@@ -119,10 +121,14 @@ def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Probl
         resolve_model=resolve_model,
         read_hostfile=lambda path: Path(path).read_text(encoding="utf-8"),
     )
-    problems += resolution.problems
-    problems += check_rules(View(**resolution.sections), resolution.broken)
-    problems += _check_tokenizer(resolution.sections)
-    return (RunSpec.model_construct(**resolution.sections) if not problems else None), problems
+    filled = fill_options(resolution.sections, context=context)
+    view = View(**filled.sections)
+    problems += misplaced_variables(root, filled.uses)
+    problems += [*resolution.problems, *filled.problems]
+    problems += check_rules(view, resolution.broken)
+    problems += check_uses(view, filled.uses, resolution.broken)
+    problems += _check_tokenizer(filled.sections)
+    return (RunSpec.model_construct(**filled.sections) if not problems else None), problems
 
 
 def _check_tokenizer(sections: Mapping[str, Any]) -> list[Problem]:

@@ -58,6 +58,8 @@ def check_document(data: object) -> View | None:
     except _Unsure:
         return None
     view = View(**resolution.sections)
+    if view.adapters or view.tasks or view.mixture is not None:
+        return None  # plugins check their own options
     good = not resolution.problems and not check_rules(view, resolution.broken)
     return view if good else None
 

@@ -6,7 +6,16 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import Problem
-from llama_scale.spec import compatibility, launcher_rules, layout_rules, model_rules, run_rules, scheduler_rules
+from llama_scale.spec import (
+    adapter_rules,
+    compatibility,
+    data_rules,
+    launcher_rules,
+    layout_rules,
+    model_rules,
+    run_rules,
+    scheduler_rules,
+)
 from llama_scale.spec.view import Absent
 
 if TYPE_CHECKING:
@@ -16,6 +25,8 @@ RULES = (
     *model_rules.RULES,
     *layout_rules.RULES,
     *run_rules.RULES,
+    *data_rules.RULES,
+    *adapter_rules.RULES,
     *launcher_rules.RULES,
     *scheduler_rules.RULES,
     *compatibility.RULES,

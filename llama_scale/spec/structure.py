@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from llama_scale.errors import Problem
 from llama_scale.spec.base import NAME_PATTERN, PATH_PATTERN, PathContext
-from llama_scale.spec.fields import Spot, key_of, keys_at, kinds_of, literals_of, models_of, spot_at
+from llama_scale.spec.fields import key_of, keys_at, kinds_of, literals_of, models_of, spot_at
+from llama_scale.spec.locations import NO_FORM, Located, locate
 from llama_scale.spec.nearby import either, suggest
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.scalars import parse_scalar
@@ -37,8 +38,14 @@ def check_structure(
     try:
         spec = RunSpec.model_validate_json(json.dumps(data), context=context, by_alias=True, by_name=False)
     except ValidationError as error:
-        return None, [_translate(item, data) for item in error.errors(include_url=False) if not _miscounted(item)]
+        return None, translate(error, RunSpec, data)
     return spec, []
+
+
+def translate(error: ValidationError, root: type[BaseModel], data: Mapping[str, Any]) -> list[Problem]:
+    """Return pydantic's findings about a document of the model ``root`` in the user's terms."""
+    found = [item for item in error.errors(include_url=False) if not _miscounted(item)]
+    return [_translate(item, root, data) for item in locate(found, root, data)]
 
 
 def _miscounted(error: Mapping[str, Any]) -> bool:
@@ -82,6 +89,7 @@ class _Finding:
     value: Any
     limits: Mapping[str, Any]
     text: str
+    root: type[BaseModel]
     data: Mapping[str, Any]
 
     @property
@@ -93,38 +101,17 @@ class _Finding:
         parent: Any = self.data
         for part in self.path[:-1]:
             parent = parent[part]
-        return keys_at(RunSpec, self.path[:-1], self.data, parent)
+        return keys_at(self.root, self.path[:-1], self.data, parent)
 
 
-def _translate(error: Mapping[str, Any], data: Mapping[str, Any]) -> Problem:
-    path, value = _document_path(error["loc"], data)
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+def _translate(located: Located, root: type[BaseModel], data: Mapping[str, Any]) -> Problem:
+    path, value, error = located.path, located.value, located.error
+    if located.kind in ("union_tag_invalid", "union_tag_not_found"):
         path, value = (*path, "kind"), value.get("kind")
-    finding = _Finding(error["type"], path, value, error.get("ctx", {}), error["msg"], data)
+    finding = _Finding(located.kind, path, value, error.get("ctx", {}), error["msg"], root, data)
     rule = _RULES.get(finding.kind, _other)
     message, hint, code = rule(finding)
     return Problem(path=path, message=message, hint=hint, code=code)
-
-
-def _document_path(loc: Sequence[str | int], data: Any) -> tuple[tuple[str | int, ...], Any]:
-    """Drop the union tags that pydantic puts between a section and its keys; return the path and the value there."""
-    path: list[str | int] = []
-    here: Any = data
-    spot: Spot | None = Spot(RunSpec)
-    for part in loc:
-        models = models_of(spot.annotation) if spot else ()
-        if len(models) > 1 and any(part in kinds_of(model) for model in models):
-            spot = Spot(next(model for model in models if part in kinds_of(model)))
-            continue
-        path.append(part)
-        spot = spot.below(part, here) if spot else None
-        if isinstance(here, dict):
-            here = here.get(part)
-        elif isinstance(here, list) and isinstance(part, int):
-            here = here[part] if part < len(here) else None
-        else:
-            here = None
-    return tuple(path), here
 
 
 _Told = tuple[str, str, str]
@@ -146,9 +133,14 @@ def _missing(finding: _Finding) -> _Told:
     return f"the required key {last!r} is missing", f"add it: {meaning}" if meaning else "add it", "missing"
 
 
+def _no_form(finding: _Finding) -> _Told:
+    meaning = _description(finding)
+    return f"{show(finding.value)} has none of the forms that {finding.key!r} takes", meaning, "type"
+
+
 def _description(finding: _Finding) -> str:
-    """Return the one line that the spec's reference gives to the field that is missing."""
-    spot = spot_at(RunSpec, finding.path[:-1], finding.data)
+    """Return the one line that the spec's reference gives to the field."""
+    spot = spot_at(finding.root, finding.path[:-1], finding.data)
     parent: Any = finding.data
     for part in finding.path[:-1]:
         parent = parent[part]
@@ -159,7 +151,7 @@ def _description(finding: _Finding) -> str:
 
 def _kinds_around(finding: _Finding) -> list[str]:
     """Return the kinds that the section whose ``kind`` this is can have."""
-    spot = spot_at(RunSpec, finding.path[:-1], finding.data)
+    spot = spot_at(finding.root, finding.path[:-1], finding.data)
     return [kind for model in models_of(spot.annotation) for kind in kinds_of(model)] if spot else []
 
 
@@ -173,7 +165,7 @@ def _bad_kind(finding: _Finding) -> _Told:
 
 
 def _bad_choice(finding: _Finding) -> _Told:
-    spot = spot_at(RunSpec, finding.path, finding.data)
+    spot = spot_at(finding.root, finding.path, finding.data)
     choices = [str(choice) for choice in literals_of(spot.annotation)] if spot else []
     if finding.key == "kind":
         return _bad_kind(finding)
@@ -263,6 +255,7 @@ _TYPES = {
 }
 _RULES: dict[str, Callable[[_Finding], _Told]] = {
     **dict.fromkeys(_TYPES, _type),
+    NO_FORM: _no_form,
     "missing": _missing,
     "extra_forbidden": _unknown_key,
     "union_tag_not_found": _missing,
