@@ -17,6 +17,7 @@ from llama_scale.errors import PREEMPTED_EXIT, LaunchError
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.outcome import describe
 from llama_scale.runs.progress import StepFollower, StepLine
+from llama_scale.runs.rank_logs import rank_log_path
 from llama_scale.runs.records import ENDED
 from llama_scale.runs.view import GONE, RunView, look
 
@@ -185,7 +186,7 @@ def conclude(view: RunView) -> int:
         if status.victims:
             parts.append(f"because of it ended: ranks {', '.join(map(str, status.victims))}")
         if failure is not None and failure.rank is not None:
-            parts.append(f"its log: {run.rank_log(failure.rank)}")
+            parts.append(f"its log: {rank_log_path(run, failure.rank)}")
         error = LaunchError("\n  ".join(parts))
         error.exit_code = status.exit_code or LaunchError.exit_code
         raise error

@@ -16,6 +16,7 @@ from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.find import find_run
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.progress import Follower
+from llama_scale.runs.rank_logs import rank_log_path
 from llama_scale.runs.records import ENDED
 from llama_scale.runs.view import GONE, NEVER, look
 
@@ -73,4 +74,4 @@ def _log_file(run: RunFolder, rank: str) -> Path:
         raise LaunchError(
             f"--rank {rank}: the run has ranks 0 to {world - 1}; agent and supervisor name the processes above them"
         )
-    return run.rank_log(int(rank))
+    return rank_log_path(run, int(rank))

@@ -77,6 +77,7 @@ LAUNCHERS = Registry(
     "launcher",
     {
         "local": Entry(name="local", target="llama_scale.launchers.local:LocalLauncher"),
+        "ssh": Entry(name="ssh", target="llama_scale.launchers.ssh:SshLauncher"),
         "slurm": Entry(name="slurm", target="llama_scale.launchers.slurm:SlurmLauncher"),
         "deepspeed": Entry(name="deepspeed", target="llama_scale.launchers.deepspeed:DeepSpeedLauncher"),
     },

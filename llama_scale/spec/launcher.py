@@ -11,6 +11,7 @@ from llama_scale.spec.launcher_fields import Grace, HostName, Port, Threads, Var
 from llama_scale.spec.launcher_kubernetes import KubernetesLauncher
 from llama_scale.spec.launcher_mpi import MpiLauncher
 from llama_scale.spec.launcher_slurm import SlurmLauncher
+from llama_scale.spec.launcher_ssh import SshLauncher
 
 
 class LocalLauncher(Section):
@@ -45,5 +46,6 @@ class DeepSpeedLauncher(Section):
 
 
 Launcher = Annotated[
-    LocalLauncher | DeepSpeedLauncher | SlurmLauncher | MpiLauncher | KubernetesLauncher, Field(discriminator="kind")
+    LocalLauncher | SshLauncher | DeepSpeedLauncher | SlurmLauncher | MpiLauncher | KubernetesLauncher,
+    Field(discriminator="kind"),
 ]

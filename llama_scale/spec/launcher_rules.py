@@ -29,8 +29,9 @@ _THIS_MACHINE = re.compile(r"localhost(\..*)?|127\..*", re.IGNORECASE)
 
 
 def _hosts(spec: RunSpec) -> Iterator[Problem]:
-    if spec.launcher.kind not in ("deepspeed", "mpi"):
+    if spec.launcher.kind not in ("ssh", "deepspeed", "mpi"):
         return
+    ssh = spec.launcher.kind == "ssh"
     hosts, nodes = spec.launcher.hosts, spec.cluster.nodes
     for host, count in Counter(hosts).items():
         if count > 1:
@@ -38,18 +39,20 @@ def _hosts(spec: RunSpec) -> Iterator[Problem]:
         elif _THIS_MACHINE.fullmatch(host):
             # ssh to itself; and every other host would take it for itself.
             message = f"{host} means another machine on each host"
-            hint = "use its name in the network, or leave hosts out to run on this machine without ssh"
+            hint = "use its name in the network, or run on this machine without ssh: " + (
+                "launcher.kind: local" if ssh else "leave hosts out"
+            )
         else:
             continue
         yield problem("launcher.hosts", message, hint=hint, code="launcher-hosts")
     # mpirun knows the hosts of an allocation itself.
-    if len(hosts) != nodes and (hosts or (nodes > 1 and spec.launcher.kind != "mpi")):
+    if len(hosts) != nodes and (hosts or ssh or (nodes > 1 and spec.launcher.kind != "mpi")):
         yield problem(
             "launcher.hosts",
             f"{len(hosts) or 'no'} host{'s' if len(hosts) != 1 else ''} for cluster.nodes={nodes}",
             hint=f"name {nodes} host{'s' if nodes != 1 else ''}"
             + (f", or set cluster.nodes to {len(hosts)}" if hosts else ", or a hostfile")
-            + (", or none to run on this machine" if nodes == 1 else ""),
+            + (", or none to run on this machine" if nodes == 1 and not ssh else ""),
             code="launcher-hosts",
         )
 

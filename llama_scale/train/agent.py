@@ -20,6 +20,7 @@ import importlib
 import logging
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError, LlamaScaleError
+from llama_scale.runs.rank_logs import RANK_LOGS
 from llama_scale.train import failures
+from llama_scale.train.node_report import NodeReport
+from llama_scale.train.part_verdicts import part_path, read_parts
 from llama_scale.train.ports import free_port
 from llama_scale.train.rank_records import out_of_memory_kills
 from llama_scale.train.verdict import FirstFailure, Verdict, judge_failure
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
     from llama_scale.train.worker import Job
 
 logger = logging.getLogger(__name__)
+
+_OTHERS_S = 8.0
+"""How long a host that lost its peers waits for the one that failed to say so."""
 
 
 class _StoppedEarly(BaseException):
@@ -80,10 +87,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LlamaScaleError as error:
         failure = FirstFailure(rank=None, kind=failures.classify(error), error=str(error))
         verdict = Verdict(state="failed", exit_code=error.exit_code, first_failure=failure, message=str(error))
+    if options.part:
+        return _end_part(verdict, attempt_dir=attempt_dir, options=options)
     # Host 0's verdict is the run's.
-    name = "verdict.json" if options.node_rank == 0 else f"verdict-node-{options.node_rank:05d}.json"
+    name = "verdict.json" if options.node_rank == 0 else part_path(attempt_dir, options.node_rank).name
     _announce(verdict, attempt_dir / name, run_dir=options.run)
     return verdict.exit_code
+
+
+def _end_part(verdict: Verdict, *, attempt_dir: Path, options: argparse.Namespace) -> int:
+    """Leave this host's verdict for the process above all agents; return the exit status for what started them.
+
+    Those systems end all hosts when one exits with another status than 0, so a saved state is 0 to them, and hosts
+    that only lost their peers wait until the others have spoken.
+    """
+    failure = verdict.first_failure
+    if failure is not None and failure.kind == "collateral":
+        deadline = time.monotonic() + _OTHERS_S
+        while time.monotonic() < deadline:
+            if any(other.state == "failed" for other in read_parts(attempt_dir).values()):
+                break
+            time.sleep(0.2)
+    _announce(verdict, part_path(attempt_dir, options.node_rank), run_dir=options.run)
+    return 0 if verdict.exit_code == PREEMPTED_EXIT else verdict.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nproc-per-node", type=int, help="ranks of each host; default: the plan's")
     parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where host 0 listens; needed with several hosts")
     parser.add_argument("--attempt", type=int, default=int(os.environ.get("LLAMA_SCALE_ATTEMPT", "0")), help="from 0")
+    parser.add_argument("--part", action="store_true", help="leave the run's verdict to the process above all agents")
     parser.add_argument("--profile", metavar="N:M", help="write a torch profiler trace of steps N to M")
     parser.add_argument("--tee", action="store_true", help="show rank 0's log on stderr too")
     parser.add_argument(
@@ -117,10 +144,15 @@ def _run(options: argparse.Namespace, *, attempt_dir: Path) -> Verdict:
         rdzv_endpoint=options.rdzv_endpoint,
     )
     _check(placement, world_size=job.plan.topology.world_size)
-    logs = _prepare(job, placement, attempt_dir=attempt_dir)
+    logs = _prepare(job, placement, attempt_dir=attempt_dir, part=options.part)
     _preload(job)
     grace_s = job.spec.launcher.grace_s if options.stop_grace_s is None else options.stop_grace_s
-    watch = RankWatch(placement.nproc_per_node, stop_grace_s=grace_s)
+    watch = RankWatch(
+        placement.nproc_per_node,
+        stop_grace_s=grace_s,
+        first_rank=placement.first_rank,
+        stacks=attempt_dir / f"stacks-node-{placement.node_rank:05d}.txt",
+    )
     watch.install()
     out_of_memory = out_of_memory_kills()
     try:
@@ -129,13 +161,21 @@ def _run(options: argparse.Namespace, *, attempt_dir: Path) -> Verdict:
         watch.kill_all()
     if codes is not None:
         return _verdict_of_codes(codes)
-    return judge_failure(
-        failures.read_reports(attempt_dir),
-        watch.deaths,
+    seen = NodeReport(
         first_rank=placement.first_rank,
-        ranks=placement.nproc_per_node,
+        deaths=tuple(watch.deaths),
         out_of_memory=out_of_memory_kills() > out_of_memory,
         stop_timed_out=watch.stop_timed_out,
+    )
+    if placement.nnodes > 1:
+        seen.write_quietly(attempt_dir, placement.node_rank)
+    return judge_failure(
+        failures.read_reports(attempt_dir),
+        seen.deaths,
+        first_rank=seen.first_rank,
+        ranks=placement.nproc_per_node,
+        out_of_memory=seen.out_of_memory,
+        stop_timed_out=seen.stop_timed_out,
     )
 
 
@@ -152,15 +192,16 @@ def _check(placement: Placement, *, world_size: int) -> None:
         raise LaunchError("--rdzv-endpoint is missing: with several hosts each needs HOST:PORT of host 0")
 
 
-def _prepare(job: Job, placement: Placement, *, attempt_dir: Path) -> Path:
+def _prepare(job: Job, placement: Placement, *, attempt_dir: Path, part: bool) -> Path:
     """Make this attempt's folders, without what an earlier try under its number left; return the log folder."""
     logs = job.run_dir / "logs"
     try:
         logs.mkdir(exist_ok=True)
         attempt_dir.mkdir(parents=True, exist_ok=True)
-        if placement.node_rank == 0:
-            for old in [*attempt_dir.glob("error-rank-*.json"), *attempt_dir.glob("verdict*.json")]:
-                old.unlink(missing_ok=True)
+        # Its own only: other hosts may have written theirs already.
+        for rank in range(placement.first_rank, placement.first_rank + placement.nproc_per_node):
+            failures.error_path(attempt_dir, rank).unlink(missing_ok=True)
+        (part_path(attempt_dir, placement.node_rank) if part else attempt_dir / "verdict.json").unlink(missing_ok=True)
     except OSError as error:
         raise LaunchError(f"cannot write into {job.run_dir}: {error.strerror}; check its permissions") from error
     return logs
@@ -220,12 +261,19 @@ def _rank_main(job: Job, watch: RankWatch, logs: Path, tee: bool) -> int:
         watch.enter_rank(int(os.environ["LOCAL_RANK"]))
         stop = worker.take_stop_signals(job, rank=rank)
         agents_stderr = os.dup(2)
-        log = os.open(logs / f"rank-{rank:05d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        log = os.open(_log_of(rank, job, logs), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)
     except Exception as error:
         worker.fail(job.attempt_dir, error, rank=rank)
     return worker.run_rank(job, stop=stop, tee=agents_stderr if tee and rank == 0 else None)
+
+
+def _log_of(rank: int, job: Job, logs: Path) -> Path:
+    """Return the file that a rank prints into: its own, or in a large run that of its host."""
+    if job.plan.topology.world_size <= RANK_LOGS:
+        return logs / f"rank-{rank:05d}.log"
+    return logs / f"node-{int(os.environ['GROUP_RANK']):05d}.log"
 
 
 def _quiet_torchelastic() -> None:

@@ -12,8 +12,9 @@ from typing import Literal
 
 from llama_scale.errors import PREEMPTED_EXIT, DataError, LaunchError, LlamaScaleError, PluginError, SpecError
 
-Kind = Literal["crash", "collateral", "config", "data", "oom", "preempted"]
-"""crash: its own fault; collateral: it lost a peer or waited too long for one; config: the spec or the launch."""
+Kind = Literal["crash", "collateral", "config", "data", "oom", "preempted", "infrastructure", "node-lost"]
+"""crash: its own fault; collateral: it lost a peer or waited too long for one; config: the spec or the launch;
+infrastructure: a host cannot be used; node-lost: a host went away meanwhile."""
 
 _LOST_PEER = (
     "Connection closed by peer",

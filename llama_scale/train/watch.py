@@ -7,17 +7,22 @@ would have to exist beside the forks, and torchelastic itself asks only every te
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import mmap
 import os
 import signal
 import struct
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from llama_scale.train.failures import now_utc
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Signals that ask a run to save and leave; SIGUSR1 is what Slurm sends ahead of a time limit."""
+STACKS_SIGNAL = signal.SIGUSR2
+"""Asks an agent for the stacks of all its ranks."""
 
 _PR_SET_PDEATHSIG = 1
 _AGENT_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
@@ -47,10 +52,23 @@ class RankWatch:
         ranks: Ranks of this host.
         stop_grace_s: Time that ranks have to save and leave after a stop signal.
         failure_grace_s: Time that the others have to write down their errors after one rank failed.
+        first_rank: Global rank of local rank 0.
+        stacks: File that SIGUSR2 to the agent writes the stacks of all ranks into.
     """
 
-    def __init__(self, ranks: int, *, stop_grace_s: float, failure_grace_s: float = 3.0) -> None:
+    def __init__(
+        self,
+        ranks: int,
+        *,
+        stop_grace_s: float,
+        failure_grace_s: float = 3.0,
+        first_rank: int = 0,
+        stacks: Path | None = None,
+    ) -> None:
         self._ranks = ranks
+        self._first_rank = first_rank
+        self._stacks = stacks
+        self._dumps = os.memfd_create("stacks") if stacks else -1
         self._pids = mmap.mmap(-1, 8 * ranks)  # shared with the forked ranks
         self._agent_pid = os.getpid()
         self._stop_grace_s = stop_grace_s
@@ -67,11 +85,16 @@ class RankWatch:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGCHLD, self._on_child)
         signal.signal(signal.SIGALRM, self._on_alarm)
+        if self._stacks:
+            signal.signal(STACKS_SIGNAL, self._on_stacks)
 
     def enter_rank(self, local_rank: int) -> None:
         """Make this process a rank: it gets default signals back and dies when the agent does, even by SIGKILL."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if self._stacks:
+            # In C: it works while Python waits in a collective.
+            faulthandler.register(STACKS_SIGNAL, file=self._dumps, all_threads=True)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closing terminal reaches the agent too, which stops the run
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != self._agent_pid:  # the agent died before the line above
@@ -120,6 +143,35 @@ class RankWatch:
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         self.stop_timed_out = not self.deaths
         self.kill_all()
+
+    def _on_stacks(self, number: int, frame: FrameType | None) -> None:
+        """Let each rank in turn write its stack behind its name, then make the file of it."""
+        assert self._stacks is not None
+        os.ftruncate(self._dumps, 0)
+        os.lseek(self._dumps, 0, os.SEEK_SET)
+        for local_rank, pid in self._alive():
+            os.write(self._dumps, f"== rank {self._first_rank + local_rank} (process {pid})\n".encode())
+            _send(pid, STACKS_SIGNAL)
+            _wait_for_growth(self._dumps)
+        size = os.lseek(self._dumps, 0, os.SEEK_END)
+        temporary = self._stacks.with_name(f".{self._stacks.name}")
+        try:
+            temporary.write_bytes(os.pread(self._dumps, size, 0))
+            temporary.replace(self._stacks)
+        except OSError:  # the disk is full; the run goes on
+            return
+
+
+def _wait_for_growth(descriptor: int, *, patience_s: float = 0.5) -> None:
+    """Wait until a dump has begun and has not grown for a moment; a stopped process writes none."""
+    begin = size = os.fstat(descriptor).st_size
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+        now = os.fstat(descriptor).st_size
+        if now == size > begin:
+            return
+        size = now
 
 
 def _send(pid: int, number: signal.Signals) -> None:
