@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError
 
 from llama_scale.checkpoint.pieces import Piece
 from llama_scale.errors import CheckpointError
-from llama_scale.spec.base import NonNegativeInt, PositiveInt, Section
+from llama_scale.spec.adapters import Adapter, Mixture, Task
+from llama_scale.spec.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
 from llama_scale.spec.model import ModelShape
 
 FORMAT: Final = 1
@@ -56,6 +57,25 @@ class TopologyRecord(Section):
     )
 
 
+class BaseRecord(Section):
+    """The frozen base that a checkpoint's weights are put on; the checkpoint holds none of it."""
+
+    kind: Literal["seed", "checkpoint"] = Field(description="Drawn from a seed, or loaded from a checkpoint.")
+    path: str | None = Field(None, description="Folder of that checkpoint when training started.")
+    parameter_digest: str | None = Field(None, description="Its parameter_digest: another base is refused.")
+    seed: int | None = Field(None, description="Seed that the base's weights were drawn from.")
+    init_std: PositiveFloat | None = Field(None, description="Standard deviation that they were drawn with.")
+
+
+class ExtensionRecord(Section):
+    """What the checkpoint's tensors besides the base's are of: the spec's sections, options filled in."""
+
+    seed: int = Field(description="The run's seed, which adapters may draw fixed values from.")
+    adapters: tuple[Adapter, ...] = Field((), description="Section adapters.")
+    tasks: tuple[Task, ...] = Field((), description="Section tasks.")
+    mixture: Mixture | None = Field(None, description="Section mixture.")
+
+
 class Manifest(Section):
     """Everything about a checkpoint but the tensors' bytes."""
 
@@ -68,6 +88,8 @@ class Manifest(Section):
     topology: TopologyRecord = Field(description="Layout that wrote it.")
     shape: ModelShape = Field(description="The model's numbers.")
     vocab_pad_multiple: PositiveInt = Field(128, description="Padding of the vocabulary in memory; not stored.")
+    base: BaseRecord | None = Field(None, description="Frozen base; null where the checkpoint holds all weights.")
+    extensions: ExtensionRecord | None = Field(None, description="Adapters, task heads and mixture, if there are any.")
     tensors: dict[str, dict[str, TensorEntry]] = Field(description="Group -> name -> tensor.")
     shards: tuple[ShardEntry, ...] = Field(description="The files, in the order of the ranks.")
     rng: dict[str, Any] = Field(default_factory=dict, description="Seed and which random states are stored.")
