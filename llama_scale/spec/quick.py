@@ -24,7 +24,7 @@ from llama_scale.spec.secret import find_secrets
 from llama_scale.spec.view import View
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
-"""What ``llama-scale schema`` prints; regenerate it with that command when a section changes."""
+"""What ``llama-scale schema --core`` prints; regenerate it with that command when a section changes."""
 
 
 class _Unsure(Exception):

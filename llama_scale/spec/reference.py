@@ -1,4 +1,4 @@
-"""The field reference in Markdown, from the models' own descriptions: ``python -m llama_scale.spec.reference``."""
+"""The reference of the spec and of built-in plugins in Markdown: ``python -m llama_scale.spec.reference``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llama_scale.spec.json_schema import spec_schema
+from llama_scale.spec.plugin_schema import installed_schema
 
 _HEAD = """\
 # Spec reference
@@ -24,7 +24,7 @@ One YAML file describes one run. This page is generated from the models' descrip
 
 def render_reference() -> str:
     """Return the whole page."""
-    schema = spec_schema()
+    schema, _ = installed_schema(built_in_only=True)
     parts = [_HEAD, "## Top level\n", *_table(schema)]
     for name, definition in sorted(schema["$defs"].items()):
         parts += [f"\n## {name}\n", f"{definition['description']}\n", *_table(definition)]

@@ -139,7 +139,7 @@ def test_quick_check_takes_presets_with_rope_scaling() -> None:
 
 def test_shipped_schema_is_the_models_schema() -> None:
     shipped = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
-    assert shipped == spec_schema(), f"run: llama-scale schema > {SCHEMA_FILE}"
+    assert shipped == spec_schema(), f"run: llama-scale schema --core > {SCHEMA_FILE}"
 
 
 def test_schema_describes_every_field_and_is_a_schema() -> None:
