@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from llama_scale.errors import DataError
+
+Offsets = list[tuple[int, int]]
+"""Characters ``[start, end)`` of a text that each token stands for."""
 
 
 class Encode(Protocol):
@@ -28,7 +31,9 @@ class Tokenizer:
         file: The file that defines it: a SentencePiece model or a tokenizer.json.
         vocab_size: One more than the largest id.
         eos_id: Id that ends a document; None if the tokenizer has none.
-        encode: Text to ids.
+        encode: Texts to ids.
+        encode_with_offsets: A text to ids and the characters that each stands for.
+        decode: Ids to text, special tokens left out.
     """
 
     kind: Literal["sentencepiece", "hf"]
@@ -36,6 +41,8 @@ class Tokenizer:
     vocab_size: int
     eos_id: int | None
     encode: Encode
+    encode_with_offsets: Callable[[str], tuple[list[int], Offsets]]
+    decode: Callable[[Sequence[int]], str]
 
     def digest(self) -> str:
         """Return the SHA-256 hex of the defining file."""
@@ -75,6 +82,16 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
         ids: list[list[int]] = model.encode(list(texts))
         return ids
 
+    def encode_with_offsets(text: str) -> tuple[list[int], Offsets]:
+        if hasattr(model, "encode_as_offset_mapping"):  # since 0.2.3, which no longer has the other way
+            found = model.encode_as_offset_mapping(text)
+            return list(found["ids"]), list(found["offsets"])
+        pieces = model.encode(text, out_type="immutable_proto").pieces  # type: ignore[arg-type]
+        return [piece.id for piece in pieces], [(piece.begin, piece.end) for piece in pieces]
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(model.decode([token for token in ids if not model.is_control(token)]))
+
     eos = int(model.eos_id())
     return Tokenizer(
         kind="sentencepiece",
@@ -82,6 +99,8 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
         vocab_size=int(model.vocab_size()),
         eos_id=eos if eos >= 0 else None,
         encode=encode,
+        encode_with_offsets=encode_with_offsets,
+        decode=decode,
     )
 
 
@@ -100,6 +119,13 @@ def _load_hf(path: Path) -> Tokenizer:
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [found.ids for found in model.encode_batch(list(texts), add_special_tokens=False)]
 
+    def encode_with_offsets(text: str) -> tuple[list[int], Offsets]:
+        found = model.encode(text, add_special_tokens=False)
+        return list(found.ids), list(found.offsets)
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(model.decode(list(ids), skip_special_tokens=True))
+
     vocabulary = model.get_vocab(with_added_tokens=True)
     return Tokenizer(
         kind="hf",
@@ -107,6 +133,8 @@ def _load_hf(path: Path) -> Tokenizer:
         vocab_size=max(vocabulary.values(), default=-1) + 1,
         eos_id=_hf_eos(path.parent, vocabulary),
         encode=encode,
+        encode_with_offsets=encode_with_offsets,
+        decode=decode,
     )
 
 

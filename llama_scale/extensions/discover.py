@@ -6,7 +6,8 @@ without them; here they get the public types, and implementations are imported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_scale.errors import PluginError
@@ -56,6 +57,11 @@ def launcher(kind: str) -> LauncherDescriptor:
 def names(group: str) -> Sequence[str]:
     """Return the names that installed distributions bring to a group, without importing any of them."""
     return catalogue().names(group)
+
+
+def read_options(descriptor: Descriptor, options: Mapping[str, Any]) -> Any:
+    """Return a resolved spec's options of a plugin as the model that its descriptor names."""
+    return descriptor.options.model_validate_json(json.dumps(options), by_alias=True, by_name=False)
 
 
 def implementation(descriptor: Descriptor) -> Any:

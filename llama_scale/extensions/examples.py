@@ -69,8 +69,21 @@ class FileTaskOptions(TaskOptions):
     data: Examples = Field(description="The files with the examples, and how they are split.")
 
     def columns(self) -> tuple[Column, ...]:
-        """Return the fields that each row must have; a launch checks them before anything starts."""
+        """Return the fields that each row must have."""
         return ()
+
+    def check(self, example: Example) -> None:
+        """Check one row; a launch does so for the rows of all splits.
+
+        Raises:
+            DataError: The row cannot be used; its file and line are named.
+        """
+        check_example(example, self.columns())
+
+    def faults(self, seq_length: int) -> Iterator[str]:
+        """Yield what of the options does not fit a run with rows of ``seq_length`` tokens."""
+        del seq_length
+        yield from ()
 
     def files(self) -> tuple[str, ...]:
         """Return every file or folder that is read."""
@@ -101,9 +114,8 @@ def read_all(options: FileTaskOptions, *, only: SplitName | None = None) -> Iter
     Raises:
         DataError: As :func:`read_split`.
     """
-    columns = options.columns()
     for name, example in _rows(options.data, only):
-        check_example(example, columns)
+        options.check(example)
         yield name, example
 
 

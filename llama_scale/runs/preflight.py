@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llama_scale.checkpoint.manifest import load_manifest, verify_files
 from llama_scale.errors import CheckpointError, DataError, LaunchError
+from llama_scale.runs.task_files import task_faults
 from llama_scale.spec.model import InlineModel
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.tokenizer import SentencePieceTokenizer, Tokenizer
@@ -35,6 +36,9 @@ def _packages() -> Iterator[str]:
 
 
 def _data(spec: RunSpec) -> Iterator[str]:
+    if spec.data.kind == "tasks":
+        yield from task_faults(spec)
+        return
     for part in spec.data.blend:
         try:
             tokens = count_tokens(part.path)

@@ -1,0 +1,70 @@
+"""The tokenizer that tasks see: ids, offsets, text and chat templates, loaded when first used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from llama_scale.data.chat import ChatTemplate
+from llama_scale.data.tokenizer import Offsets, Tokenizer, load_tokenizer
+from llama_scale.errors import DataError
+
+
+class TaskTokenizer:
+    """Implements ``extensions.task.Tokenizer``; ranks that only compute losses never load it.
+
+    Args:
+        path: A SentencePiece model, a tokenizer.json, or a folder with one of them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the token that ends a document.
+
+        Raises:
+            DataError: The tokenizer has none.
+        """
+        found = self._tokenizer.eos_id
+        if found is None:
+            raise DataError(
+                f"the tokenizer {self._tokenizer.file} has no EOS token, and tasks end answers with it; name one as "
+                "eos_token in its tokenizer_config.json"
+            )
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self._tokenizer.vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        """Return token ids, without special tokens."""
+        return self._tokenizer.encode([text])[0]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
+        """Return token ids and the characters ``[start, end)`` of the text that each stands for."""
+        return self._tokenizer.encode_with_offsets(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        return self._tokenizer.decode(ids)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        """Return the text of a conversation by the tokenizer's chat template; special tokens are part of it.
+
+        Raises:
+            DataError: The tokenizer has no template, or the template refuses the conversation.
+        """
+        return self._chat.render(messages, add_generation_prompt=add_generation_prompt)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self.path if self.path.is_dir() else self.path.parent)

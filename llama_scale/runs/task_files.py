@@ -1,0 +1,53 @@
+"""Check the examples of a run's tasks before anything of the run is created: files, fields, splits. No torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from llama_scale.errors import LaunchError
+from llama_scale.extensions import discover
+from llama_scale.extensions.api import TaskDescriptor, TaskOptions
+from llama_scale.extensions.examples import FileTaskOptions, read_all
+from llama_scale.spec.adapters import Task
+from llama_scale.spec.run import RunSpec
+
+MOST_ROWS = 200_000
+"""Rows of a task that a launch reads; the rank that prepares the examples checks all of them again."""
+
+
+def task_faults(spec: RunSpec) -> Iterator[str]:
+    """Yield what is wrong with the tasks' options and files, one fault a task."""
+    for task in spec.tasks:
+        try:
+            descriptor = discover.task(task.kind)
+            options = discover.read_options(descriptor, task.options)
+            faults = list(_faults(spec, task, descriptor, options))
+        except LaunchError as error:
+            faults = [str(error)]
+        yield from (f"task {task.name!r}: {fault}" for fault in faults)
+
+
+def _faults(spec: RunSpec, task: Task, descriptor: TaskDescriptor, options: TaskOptions) -> Iterator[str]:
+    missing = [path for path in descriptor.files(options) if not Path(path).exists()]
+    if missing:
+        yield f"{', '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist"
+        return
+    if not isinstance(options, FileTaskOptions):
+        return
+    if found := list(options.faults(spec.data.seq_length)):
+        yield from found
+        return
+    counts: Counter[str] = Counter(name for name, _ in itertools.islice(read_all(options), MOST_ROWS))
+    if counts.total() == MOST_ROWS:
+        return  # a split may be in what was not read
+    needed = (("train", task.weight > 0), ("validation", spec.validation is not None and task.weight > 0))
+    for name, used in needed:
+        if used and not counts[name]:
+            there = ", ".join(f"{number} in {split}" for split, number in counts.items()) or "no rows at all"
+            yield (
+                f"its split {name!r} is empty ({there}); add examples, or change how options.data splits them"
+                + ("" if name == "train" else ", or remove the section validation")
+            )

@@ -1,0 +1,81 @@
+"""Task ``qa_generative``: answers in the model's own words, by a prompt; exact match and F1 as SQuAD defines them."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from llama_scale.errors import DataError
+from llama_scale.extensions.api import TaskDescriptor
+from llama_scale.extensions.examples import Column, Example
+from llama_scale.tasks.prompted import FieldName, PromptedOptions, placeholders, template_of
+from llama_scale.tasks.qa import answer_texts
+
+
+class QaGenerativeOptions(PromptedOptions):
+    """Options of ``kind: qa_generative``."""
+
+    source: ClassVar[str] = "context"
+
+    question_field: FieldName = Field("question", description="Field with the question.")
+    context_field: FieldName = Field("context", description="Field with the text that the answer is taken from.")
+    answers_field: FieldName = Field(
+        "answer",
+        description="Field with the answer, a list of them, or SQuAD's {text, answer_start}: the first trains, the "
+        "best one scores.",
+    )
+    template: Annotated[str, template_of({"question", "context"}, needs="question")] = Field(
+        "{context}\n\nQuestion: {question}\nAnswer:",
+        description="The prompt; {question} and {context} are replaced. Without {context} no context is read.",
+    )
+    no_answer: str | None = Field(
+        None, description="What to answer where an example has no answer; without it such an example is an error."
+    )
+
+    @model_validator(mode="after")
+    def _no_blank_answer(self) -> QaGenerativeOptions:
+        if self.no_answer is not None and not self.no_answer.strip():
+            raise ValueError("no_answer is blank; name the words that stand for no answer, e.g. unanswerable")
+        return self
+
+    @property
+    def uses_context(self) -> bool:
+        """Whether the prompt holds the context."""
+        return "context" in placeholders(self.template)
+
+    def columns(self) -> tuple[Column, ...]:
+        """See ``FileTaskOptions.columns``."""
+        question = Column(name=self.question_field, option="question_field")
+        context = Column(name=self.context_field, option="context_field")
+        return (question, context) if self.uses_context else (question,)
+
+    def check(self, example: Example) -> None:
+        """See ``FileTaskOptions.check``: there must be an answer, or words for none."""
+        super().check(example)
+        self.answers(example)
+
+    def answers(self, example: Example) -> list[str]:
+        """Return the answers that count as right.
+
+        Raises:
+            DataError: There is none, and ``no_answer`` is not set.
+        """
+        found = answer_texts(example, self.answers_field)
+        if found:
+            return found
+        if self.no_answer is None:
+            raise DataError(
+                f"{example.where}: field {self.answers_field!r} has no answer; set no_answer to the words to say "
+                "then, or remove the row"
+            )
+        return [self.no_answer]
+
+
+DESCRIPTOR = TaskDescriptor(
+    name="qa_generative",
+    options=QaGenerativeOptions,
+    implementation="llama_scale.tasks.qa_generative_module:QaGenerative",
+    summary="Question answering by a prompt; exact match and F1 as SQuAD defines them.",
+    files=QaGenerativeOptions.files,
+)
