@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"layout", "spec", *_BASE},
     "data": set(_BASE),
     "convert": {"extensions", "spec", "layout", "plan", "checkpoint", *_BASE},
+    "evaluation": {"extensions", "runs", "convert", "data", "checkpoint", "spec", *_BASE},
     "runs": {"spec", "plan", "launchers", "checkpoint", "data", "extensions", *_BASE},
     "charts": {"plan", "layout", "spec", *_BASE},
     "report": {"charts", "runs", "launchers", "plan", "layout", "spec", *_BASE},
@@ -45,7 +46,7 @@ EXCEPTIONS: dict[str, set[str]] = {}
 
 HEAVY = {"torch", "numpy", "transformers", "deepspeed", "megatron", "safetensors", "sentencepiece", "tokenizers"}
 # Parts that may import heavy packages at the top of a module; elsewhere only inside functions.
-HEAVY_PARTS = {"train", "checkpoint", "convert", "data"}
+HEAVY_PARTS = {"train", "checkpoint", "convert", "data", "evaluation"}
 # Single modules of other parts that hold tensors: the heavy side of plugins, and the built-in ones' (*_module.py).
 HEAVY_MODULES = {"extensions/adapter.py", "extensions/gate.py", "extensions/task.py"}
 LIGHT_MODULES = {"checkpoint/manifest.py", "checkpoint/pieces.py", "checkpoint/__init__.py", "convert/__init__.py"}

@@ -28,10 +28,12 @@ COMMANDS: dict[str, str] = {
     "logs": "Print or follow a run's logs.",
     "stop": "Stop a run after it has saved a checkpoint.",
     "resume": "Go on from the newest complete checkpoint, also on another layout.",
+    "report": "Write one HTML page about runs: loss, speed, memory, against what was planned.",
     "data": "Build token files from text.",
     "tokenizer": "Train a SentencePiece tokenizer.",
     "convert": "Convert between Hugging Face folders and sharded checkpoints, and prove it.",
-    "generate": "Complete prompts with an exported model.",
+    "eval": "Score a model on its tasks: metrics with confidence intervals, models side by side.",
+    "generate": "Complete prompts with a run, a checkpoint or an exported model.",
 }
 """Command name -> one line of help. The code is in ``llama_scale.cli.<name>``, a Typer called ``app``."""
 

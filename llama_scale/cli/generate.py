@@ -1,7 +1,8 @@
-"""``llama-scale generate``: complete prompts with an exported model, through transformers alone."""
+"""``llama-scale generate``: complete prompts with a run, a checkpoint or an exported model."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 from llama_scale.cli.convert_output import need_libraries
 from llama_scale.cli.output import emit, emit_json, say
+from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
+from llama_scale.cli.source_options import ModelName, Step, TrustCode
 from llama_scale.errors import ConvertError
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -16,42 +19,62 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 @app.command()
 def generate(
-    model: Annotated[Path, typer.Argument(help="Hugging Face folder, e.g. from `llama-scale convert export`.")],
+    model: ModelName,
     *,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to complete; repeatable.")] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="Text file with one prompt a line.")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt a line; - is standard input.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put each prompt into the tokenizer's chat template.")] = False,
+    who: Annotated[
+        str | None,
+        typer.Option("--with", help="base, an adapter's name or mixture. Default: the mixture, or the only adapter."),
+    ] = None,
+    step: Step = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the most likely token.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this sum.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts completed at a time.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print prompts, completions and token ids as JSON.")] = False,
+    trust_remote_code: TrustCode = False,
+    runs_dir: RunsDir = DEFAULT_RUNS,
 ) -> None:
-    """Complete prompts with a model that `convert export` wrote, or any LLaMA that transformers loads.
+    """Complete prompts with a run's newest checkpoint, with a checkpoint, or with a Hugging Face folder.
 
-    Exit status 6: the folder holds no model or no tokenizer.
+    Exit status 5: there is no such model or adapter; 6: its folder holds no model or no tokenizer.
     """
     need_libraries("generate")
     prompts = _prompts(prompt or [], prompts_file)
     if top_p == 0.0:
         raise ConvertError("--top-p 0 leaves no token to choose from; use a value above 0, or --temperature 0")
-    from llama_scale.convert.completion import Sampling, complete  # lazy: keeps torch out of --help
+    from llama_scale.evaluation.answering import Sampling, answering  # lazy: keeps torch out of --help
+    from llama_scale.evaluation.completion import complete, load_text_tokenizer
+    from llama_scale.evaluation.source import open_source
 
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    completions = complete(model, prompts, sampling=sampling, on_loaded=say)
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    with open_source(model, runs_dir=runs_dir, step=step, progress=say) as source:
+        tokenizer = load_text_tokenizer(source.folder)
+        made = answering(source, sampling=sampling, batch_size=batch_size, trust_code=trust_remote_code)
+        if who is not None:
+            made.choose(who, task=None)
+        say(f"{source.folder}: {made.model.parameters:,} parameters")
+        completions = complete(made.model, tokenizer, prompts, max_new_tokens=max_new_tokens, chat=chat)
     if as_json:
         emit_json([c.to_data() for c in completions])
         return
     for completion in completions:
-        emit(f"{completion.prompt}{completion.text}\n")
+        emit(f"{completion.text}\n" if chat else f"{completion.prompt}{completion.text}\n")
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:
     prompts = list(given)
     if file is not None:
         try:
-            prompts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConvertError(f"--prompts-file {file} cannot be read: {error}") from error
+        prompts += [line for line in text.splitlines() if line.strip()]
     if not prompts:
         raise ConvertError("no prompt is given; use --prompt TEXT (repeatable) or --prompts-file FILE")
     return prompts

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from llama_scale.convert.completion import Sampling, complete
 from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.proof import TOLERANCE
 from llama_scale.convert.shards import Layout
 from llama_scale.convert.verify import verify
+from llama_scale.evaluation.assembled import AssembledModel
+from llama_scale.evaluation.completion import complete, load_text_tokenizer
 from tests.engines.smollm2 import NotAvailable, smollm2_folder
 
 pytestmark = pytest.mark.slow
@@ -39,9 +40,13 @@ def test_import_export_and_greedy_generation_equal_transformers(smollm2, tmp_pat
     assert all(c.relative < TOLERANCE / 10 for c in proof.comparisons)
     assert all(c.generated and c.generated == c.generated_equal for c in proof.comparisons)
     assert proof.passed
-    sampling = Sampling(max_new_tokens=4, temperature=0.0, top_p=1.0, seed=0)
-    (completion,) = complete(tmp_path / "out", ["The capital of France is"], sampling=sampling)
-    assert completion.text.startswith(" Paris")
+    prompts = ["The capital of France is", "Paris is the capital of"]
+    model, tokenizer = AssembledModel(tmp_path / "out"), load_text_tokenizer(tmp_path / "out")
+    first, second = complete(model, tokenizer, prompts, max_new_tokens=4)
+    assert first.text.startswith(" Paris")
+    assert second.text.startswith(" France")
+    (alone,) = complete(model, tokenizer, prompts[1:], max_new_tokens=4)
+    assert alone == second
 
 
 def assert_same_tensors(one: Path, two: Path) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from llama_scale.cli.convert import app, parse_size
 from llama_scale.cli.generate import app as generate_app
-from llama_scale.errors import ConvertError
+from llama_scale.errors import ConvertError, LaunchError
 from tests.unit.convert.tiny import Tiny
 
 
@@ -31,7 +31,7 @@ def test_sizes_that_are_none(text):
 
 def fails(arguments: list[str], message: str, *, command: object = app) -> None:
     done = CliRunner().invoke(command, arguments)
-    assert isinstance(done.exception, ConvertError), done.output
+    assert isinstance(done.exception, ConvertError | LaunchError), done.output
     assert message in str(done.exception)
 
 
@@ -71,10 +71,9 @@ def test_generate_refuses_what_it_cannot_use(tmp_path):
     fails([*model, "--prompts-file", str(tmp_path / "x")], "x cannot be read", command=generate_app)
     fails([*model, "--top-p", "0"], "--top-p 0 leaves no token to choose from", command=generate_app)
     fails(model, "has no tokenizer; export it with `--tokenizer PATH`", command=generate_app)
-    fails([str(tmp_path / "x"), "-p", "a"], "x is not a folder", command=generate_app)
-    fails([str(tmp_path), "-p", "a"], "has no config.json", command=generate_app)
-    CliRunner().invoke(app, ["import", "--from", str(hf), "--to", str(tmp_path / "ck")])
-    fails([str(tmp_path / "ck"), "-p", "a"], "is a checkpoint, which is sharded; export it first", command=generate_app)
+    fails([str(tmp_path / "x"), "-p", "a"], "no run in runs is called", command=generate_app)
+    fails([str(tmp_path), "-p", "a"], "is neither a run, nor a checkpoint (manifest.json), nor a", command=generate_app)
+    fails([*model, "--step", "3"], "--step chooses a checkpoint of a run", command=generate_app)
     (hf / "tokenizer.json").write_text("{")
     fails(model, "transformers cannot load", command=generate_app)
 

@@ -1,0 +1,22 @@
+"""The options that all commands share which look at a run, a checkpoint or a Hugging Face folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run (path or beginning of its name), a checkpoint or a Hugging Face folder."
+    ),
+]
+Step = Annotated[int | None, typer.Option("--step", min=0, help="Checkpoint of a run; default: the newest.")]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the modelling code that a Hugging Face folder brings (a mixture's export has some).",
+    ),
+]

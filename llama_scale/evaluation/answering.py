@@ -1,0 +1,142 @@
+"""An opened model with the tasks of its spec: who answers which task, and with which head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from llama_scale.checkpoint.reader import CheckpointReader
+from llama_scale.errors import LaunchError
+from llama_scale.evaluation.assembled import OWN_MODELLING_FILE, AssembledModel, Sampling
+from llama_scale.evaluation.source import Source
+from llama_scale.evaluation.tasks import make_task
+from llama_scale.extensions.task import Task
+
+__all__ = ["Answering", "Sampling", "answering"]
+
+OWN = "own"
+"""Who answers unless the user says otherwise: the adapter that serves the task, or the whole tuned model."""
+HEADS = "heads.safetensors"
+"""Task heads in an exported folder: ``heads.<task>.<parameter>``, as in checkpoints."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Answering:
+    """A loaded model and what is known of its tasks.
+
+    Args:
+        source: Where it came from.
+        model: The loaded model.
+    """
+
+    source: Source
+    model: AssembledModel
+    _tasks: dict[str, Task] = field(default_factory=dict)
+
+    def task_names(self) -> list[str]:
+        """Return the tasks of the spec.
+
+        Raises:
+            LaunchError: There is no spec, or it has no tasks.
+        """
+        spec = self.source.spec
+        if spec is None:
+            raise LaunchError(f"{self.source.folder} says nothing of tasks; name a spec that does: --spec SPEC")
+        if not spec.tasks:
+            raise LaunchError(f"the spec of run {spec.name!r} has no tasks; name one that does: --spec SPEC")
+        return [task.name for task in spec.tasks]
+
+    def task(self, name: str) -> Task:
+        """Return a task by its name in the spec.
+
+        Raises:
+            LaunchError: There is none.
+        """
+        self.task_names()
+        assert self.source.spec is not None
+        if name not in self._tasks:
+            tokenizer = None if self.source.spec.tokenizer else self.source.folder
+            self._tasks[name] = make_task(self.source.spec, name, tokenizer=tokenizer)
+        return self._tasks[name]
+
+    def choose(self, who: str, *, task: str | None) -> str:
+        """Let somebody answer from now on; returns the name.
+
+        Args:
+            who: ``base``, ``mixture``, an adapter's name, or ``own``.
+            task: The task whose head is used, and whose adapter is its own.
+
+        Raises:
+            LaunchError: There is no such adapter, or several could be meant.
+        """
+        chosen = self._own(task) if who == OWN else who
+        head = self._head(task) if task is not None else {}
+        self.model.use(None if chosen == "model" else chosen, head=head)
+        return chosen
+
+    def _own(self, task: str | None) -> str:
+        spec = self.source.spec
+        if not self.model.adapters:
+            return "model"
+        if spec is not None and task is not None:
+            serving = [adapter.name for adapter in spec.adapters if adapter.task == task]
+            if len(serving) == 1:
+                return serving[0]
+            if spec.mixture is not None:
+                return "mixture"
+        if len(self.model.adapters) == 1:
+            return self.model.adapters[0]
+        raise LaunchError(
+            f"no adapter serves task {task!r} alone; say who answers: {', '.join(('base', *self.model.adapters))}"
+        )
+
+    def _head(self, task: str) -> Mapping[str, torch.Tensor]:
+        prefix = f"heads.{task}."
+        if self.source.checkpoint is not None:
+            reader = CheckpointReader(self.source.checkpoint)
+            names = [name for name in reader.tensors("model") if name.startswith(prefix)]
+            return {name.removeprefix(prefix): reader.read("model", name).float() for name in names}
+        path = self.source.folder / HEADS
+        tensors = load_file(path) if path.is_file() else {}
+        return {name.removeprefix(prefix): t.float() for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def answering(source: Source, *, sampling: Sampling, batch_size: int, trust_code: bool) -> Answering:
+    """Load an opened model.
+
+    Args:
+        source: From ``open_source``.
+        sampling: How it chooses tokens.
+        batch_size: Sequences of one forward pass.
+        trust_code: Whether to run modelling code that a folder of the user's brings; what was assembled here may run.
+
+    Raises:
+        LaunchError: The folder brings code and the user has not said that it may run.
+        ConvertError: transformers cannot load it.
+    """
+    own = source.checkpoint is not None
+    if (source.folder / OWN_MODELLING_FILE).is_file() and not (own or trust_code):
+        raise LaunchError(
+            f"{source.folder} brings its own modelling code ({OWN_MODELLING_FILE}); look at it and say "
+            "--trust-remote-code, or use the run or checkpoint it was made from"
+        )
+    return Answering(source=source, model=AssembledModel(source.folder, sampling=sampling, batch_size=batch_size))
+
+
+def tokenizer_path(source: Source) -> Path:
+    """Return where the tokenizer of an opened model is.
+
+    Raises:
+        LaunchError: Neither the folder nor the spec has one.
+    """
+    if any((source.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return source.folder
+    if source.spec is not None and source.spec.tokenizer is not None:
+        return Path(source.spec.tokenizer.path)
+    raise LaunchError(
+        f"{source.folder} has no tokenizer; copy tokenizer.json into the folder, or export it with --tokenizer PATH"
+    )

@@ -1,0 +1,97 @@
+"""Complete prompts with an opened model, several at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_scale.errors import ConvertError
+from llama_scale.evaluation.assembled import AssembledModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A prompt and what the model adds to it.
+
+    Args:
+        prompt: The text given.
+        text: The text added, special tokens left out.
+        tokens: Ids of the added tokens.
+    """
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+
+    def to_data(self) -> dict[str, Any]:
+        """Return JSON-able data."""
+        return asdict(self)
+
+
+def load_text_tokenizer(folder: Path) -> Any:
+    """Return a folder's tokenizer as transformers loads it: with the BOS token that it puts before texts.
+
+    Raises:
+        ConvertError: There is none, or it is damaged.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ConvertError(
+            f"{folder} has no tokenizer; export it with `--tokenizer PATH`, or copy tokenizer.json into the folder"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever a damaged folder makes the library raise
+        raise ConvertError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
+
+
+def complete(
+    model: AssembledModel, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, chat: bool = False
+) -> list[Completion]:
+    """Complete each prompt.
+
+    Args:
+        model: Who answers.
+        tokenizer: From ``load_text_tokenizer``.
+        prompts: Texts.
+        max_new_tokens: Most tokens to add.
+        chat: Each prompt is what a user says in a conversation, put into the tokenizer's chat template.
+
+    Raises:
+        ConvertError: A prompt has no tokens, leaves no room in the model's context, or there is no chat template.
+    """
+    ids = [_encode(tokenizer, prompt, chat=chat) for prompt in prompts]
+    for prompt, tokens in zip(prompts, ids, strict=True):
+        if not tokens:
+            raise ConvertError(f"the prompt {prompt!r} has no tokens; write at least one word")
+        if len(tokens) >= model.context:
+            raise ConvertError(
+                f"the prompt {prompt[:40]!r}... has {len(tokens)} tokens, the model's context is {model.context}; "
+                "shorten it"
+            )
+    made = model.generate(ids, max_new_tokens=max_new_tokens)
+    return [
+        Completion(prompt=prompt, text=_text(tokenizer, tokens, new), tokens=tuple(new))
+        for prompt, tokens, new in zip(prompts, ids, made, strict=True)
+    ]
+
+
+def _encode(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
+    if not chat:
+        return list(tokenizer(prompt)["input_ids"])
+    if not tokenizer.chat_template:
+        raise ConvertError("--chat: the tokenizer has no chat template; leave --chat out, or add chat_template.jinja")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _text(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
+    # Decoded together with the prompt: a word's first token alone would lose the space before it.
+    start = len(tokenizer.decode(prompt, skip_special_tokens=True))
+    whole: str = tokenizer.decode([*prompt, *new], skip_special_tokens=True)
+    return whole[start:]

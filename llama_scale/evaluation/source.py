@@ -1,0 +1,113 @@
+"""What a user names (a run, a checkpoint, a Hugging Face folder) as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_scale.checkpoint.manifest import MANIFEST, Manifest, checkpoint_name, load_manifest, newest_complete
+from llama_scale.convert.hf_config import CONFIG
+from llama_scale.errors import LaunchError
+from llama_scale.runs.find import find_run, is_run_folder
+from llama_scale.spec.load import load_spec
+from llama_scale.spec.run import RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model to look at.
+
+    Args:
+        folder: Hugging Face folder.
+        spec: What it was trained with; None if nobody knows.
+        checkpoint: Where it came from; None for a Hugging Face folder.
+        manifest: The checkpoint's.
+        run: The run folder, if it is a run's.
+    """
+
+    folder: Path
+    spec: RunSpec | None
+    checkpoint: Path | None = None
+    manifest: Manifest | None = None
+    run: Path | None = None
+
+
+@contextmanager
+def open_source(
+    name: str,
+    *,
+    runs_dir: Path,
+    step: int | None = None,
+    spec: Path | None = None,
+    progress: Callable[[str], None] = lambda _text: None,
+) -> Iterator[Source]:
+    """Give a model as a Hugging Face folder while the body runs.
+
+    A run's checkpoint is assembled once, into ``assembled/`` of the run folder; that of a lone checkpoint is temporary.
+
+    Args:
+        name: Path of a Hugging Face folder or checkpoint, or a run as `status` takes it.
+        runs_dir: Folder of runs.
+        step: Which checkpoint of a run; default: the newest.
+        spec: Spec to use instead of the run's (needed for the tasks of a Hugging Face folder).
+        progress: Told what takes long.
+
+    Raises:
+        LaunchError: There is no such model, or the run has no complete checkpoint.
+        ConvertError: It cannot be assembled.
+        SpecError: The spec is not valid.
+    """
+    given = None if spec is None else load_spec(str(spec))
+    path = Path(name)
+    if (path / CONFIG).is_file() or (path / MANIFEST).is_file():
+        if step is not None:
+            raise LaunchError(f"--step chooses a checkpoint of a run, and {name} is not a run; leave it out")
+        if (path / CONFIG).is_file():
+            yield Source(folder=path, spec=given)
+            return
+        with tempfile.TemporaryDirectory(prefix="llama-scale-") as temporary:
+            run = _run_of(path)
+            known = given or (load_spec(str(run / "spec.yaml")) if run else None)
+            progress(f"assembling {path}")
+            yield _assemble(path, Path(temporary) / "hf", spec=known, run=None)
+        return
+    if path.is_dir() and not is_run_folder(path):
+        raise LaunchError(
+            f"{name} is neither a run, nor a checkpoint ({MANIFEST}), nor a Hugging Face folder ({CONFIG})"
+        )
+    run = find_run(name, root=runs_dir).path
+    checkpoint = _checkpoint(run, step)
+    folder = run / "assembled" / checkpoint.name
+    if not (folder / CONFIG).is_file():
+        progress(f"assembling {checkpoint} into {folder}")
+    yield _assemble(checkpoint, folder, spec=given or load_spec(str(run / "spec.yaml")), run=run)
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    run = checkpoint.absolute().parent.parent
+    return run if is_run_folder(run) else None
+
+
+def _checkpoint(run: Path, step: int | None) -> Path:
+    root = run / "checkpoints"
+    newest = newest_complete(root)
+    if newest is None:
+        raise LaunchError(f"{run} has no complete checkpoint yet; wait for one, or `llama-scale resume {run.name}`")
+    if step is None:
+        return newest
+    wanted = root / checkpoint_name(step)
+    if not (wanted / MANIFEST).is_file():
+        there = sorted(path.parent.name for path in root.glob(f"step-*/{MANIFEST}"))
+        raise LaunchError(f"--step {step}: {wanted.name} is not there or not complete; there are {', '.join(there)}")
+    return wanted
+
+
+def _assemble(checkpoint: Path, folder: Path, *, spec: RunSpec | None, run: Path | None) -> Source:
+    from llama_scale.convert.assemble import assemble  # lazy: a Hugging Face folder needs no conversion
+
+    if not (folder / CONFIG).is_file():
+        assemble(checkpoint, folder, spec=spec)
+    return Source(folder=folder, spec=spec, checkpoint=checkpoint, manifest=load_manifest(checkpoint), run=run)
