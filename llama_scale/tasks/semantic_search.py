@@ -149,4 +149,5 @@ DESCRIPTOR = TaskDescriptor(
     summary="Embeddings for search by InfoNCE; recall@k, MRR, nDCG@10.",
     head="own",
     files=SemanticSearchOptions.files,
+    unmixable="it embeds texts, and vectors are no distributions that could be mixed",
 )

@@ -62,6 +62,22 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("task-weights", {"tasks": [{"name": "a", "kind": "k", "weight": 0}]}, "tasks", "above 0"),
     ("unknown-task", {"tasks": [{"name": "summarize", "kind": "k"}],
      "adapters": [{"name": "a", "kind": "lora", "task": "sumarize"}]}, "adapters[0].task", "'summarize'"),
+    ("adapter-task", {"tasks": [{"name": "t", "kind": "k"}], "adapters": [{"name": "a", "kind": "lora"}]},
+     "adapters[0]", "add task: t"),
+    ("adapter-task", {"tasks": [{"name": "t", "kind": "k"}],
+     "adapters": [{"name": n, "kind": "lora", "task": "t"} for n in "ab"]}, "adapters[1].task",
+     "served by adapters[0]"),
+    ("task-adapter", {"tasks": [{"name": n, "kind": "k"} for n in "tu"],
+     "adapters": [{"name": "a", "kind": "lora", "task": "t"}]}, "tasks[1]", "add an adapter with task: u"),
+    ("adapters-without-tasks", {"adapters": [{"name": n, "kind": "lora"} for n in "ab"]}, "adapters",
+     "keep one adapter"),
+    ("adapters-without-tasks", {"adapters": [{"name": n, "kind": "lora"} for n in "ab"], "mixture": {}}, "adapters",
+     "objective: joint"),
+    ("task-data", {"tasks": [{"name": "t", "kind": "k"}]}, "data.kind", "kind: tasks"),
+    ("task-data", {"data": {"kind": "tasks", "seq_length": 128}}, "tasks", "add tasks"),
+    ("task-mixture", {"tasks": [{"name": "s", "kind": "semantic_search"}], "mixture": {},
+     "adapters": [{"name": "a", "kind": "lora", "task": "s"}]}, "tasks[0].kind", "run of its own"),
+    ("unknown-kind", {"adapters": [{"name": "a", "kind": "lorra"}]}, "adapters[0].kind", "did you mean 'lora'?"),
     ("mixture-adapters", {"mixture": {}}, "mixture", "add adapters"),
     ("mixture-gate", {"mixture": {"gate": "router"}}, "mixture.gate", "weights to gate"),
     ("megatron-param-gather", {"engine": {"kind": "megatron", "overlap_param_gather": True,
@@ -105,9 +121,8 @@ def test_rule_names_the_field_the_value_and_what_to_do(
     code: str, sections: dict[str, Any], path: str, text: str
 ) -> None:
     problems = check_text(json.dumps(document(**sections)), name="run.yaml", folder="/", env={}).problems
-    found = [problem for problem in problems if problem.code == code]
+    found = [problem for problem in problems if (problem.code, problem.dotted) == (code, path)]
     assert found, [str(problem) for problem in problems]
-    assert found[0].dotted == path
     assert any(text in f"{problem.message}; {problem.hint}" for problem in found)
     assert (found[0].file, found[0].line) == ("run.yaml", 1)
 
