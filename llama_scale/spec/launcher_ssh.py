@@ -27,8 +27,8 @@ class SshLauncher(Section):
     )
     lease_s: Annotated[float, Field(ge=5, le=3600, allow_inf_nan=False)] = Field(
         30.0,
-        description="A host that is not heard for so long is lost; its ranks save when they have not heard the head for "
-        "two thirds of it, and have ended at its end.",
+        description="A host that is not heard for so long is lost; its ranks save when they have not heard the head "
+        "for two thirds of it, and have ended at its end.",
     )
     threads_per_process: Threads = None
     grace_s: Grace = 60.0
