@@ -16,6 +16,8 @@ from tests.cluster.hosts import Host, Hosts
 from tests.live_runs import SPEC, environment, wait_for, write_spec
 
 STEPS = 30
+LEASE_S = 9
+"""Short, so that a lost host is found soon; ranks are asked to save after 6 s."""
 
 
 def write_ssh_spec(folder: Path, hosts: Hosts, *changes: str, steps: int = STEPS) -> list[str]:
@@ -23,7 +25,7 @@ def write_ssh_spec(folder: Path, hosts: Hosts, *changes: str, steps: int = STEPS
     write_spec(folder, text=SPEC)
     names = ", ".join(host.name for host in hosts.nodes)
     overrides = [
-        f"launcher={{kind: ssh, hosts: [{names}], threads_per_process: 1, grace_s: 20, lease_s: 10, ssh_timeout_s: 15}}",
+        f"launcher={{kind: ssh, hosts: [{names}], threads_per_process: 1, grace_s: 20, lease_s: {LEASE_S}}}",
         f"cluster.nodes={len(hosts.nodes)}",
         *("cluster.devices_per_node=2", "parallel.pipeline=1", f"parallel.data={len(hosts.nodes)}"),
         *(f"train.steps={steps}", "train.timeout_s=120", "checkpoint.every_steps=2"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.cluster.hosts import Hosts
-from tests.cluster.ssh_runs import cli, launch, no_orphans, wait_for_end, weights_of, write_ssh_spec
+from tests.cluster.ssh_runs import launch, no_orphans, wait_for_end, weights_of, write_ssh_spec
 
 
 def test_two_hosts_train(hosts: Hosts, tmp_path: Path) -> None:
