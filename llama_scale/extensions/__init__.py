@@ -1,1 +1,1 @@
-"""What can be added by name: the registry that launchers (and later adapters, tasks and gates) are found through."""
+"""What can be added by name: adapters, tasks, gates and launchers, found by entry points of installed distributions."""

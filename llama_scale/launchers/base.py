@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from llama_scale.extensions.registry import Entry, Registry
+from llama_scale.extensions import discover
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.spec.run import RunSpec
 
@@ -73,23 +73,11 @@ class Launcher(Protocol):
         ...
 
 
-LAUNCHERS = Registry(
-    "launcher",
-    {
-        "local": Entry(name="local", target="llama_scale.launchers.local:LocalLauncher"),
-        "ssh": Entry(name="ssh", target="llama_scale.launchers.ssh:SshLauncher"),
-        "slurm": Entry(name="slurm", target="llama_scale.launchers.slurm:SlurmLauncher"),
-        "deepspeed": Entry(name="deepspeed", target="llama_scale.launchers.deepspeed:DeepSpeedLauncher"),
-    },
-)
-"""The launchers by ``launcher.kind``."""
-
-
 def load_launcher(kind: str) -> Launcher:
     """Return the launcher of a spec's ``launcher.kind``.
 
     Raises:
         PluginError: There is none, or it is broken.
     """
-    launcher: Launcher = LAUNCHERS.load(kind)()
+    launcher: Launcher = discover.implementation(discover.launcher(kind))()
     return launcher
