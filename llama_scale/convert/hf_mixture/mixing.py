@@ -64,16 +64,17 @@ class LlamaScaleCache(DynamicCache):
         super().__init__()
         self.states: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.posterior: Posterior | None = None
-        self.mode = ""
+        self.names: tuple[str | None, ...] = ()
         self.batch = 0
 
-    def begin(self, *, mode: str, batch: int) -> None:
+    def begin(self, *, names: tuple[str | None, ...], batch: int) -> None:
         """Check that this cache goes on where it was filled."""
-        if self.get_seq_length() and (mode, batch) != (self.mode, self.batch):
+        if self.get_seq_length() and (names, batch) != (self.names, self.batch):
             raise ValueError(
-                f"this cache was filled by {self.mode} with {self.batch} sequences, and is used by {mode} with {batch}"
+                f"this cache was filled for the adapters {self.names} and {self.batch} sequences, and is used for "
+                f"{names} and {batch}"
             )
-        self.mode, self.batch = mode, batch
+        self.names, self.batch = names, batch
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any

@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
-from llama_scale.convert.hf_mixture.layer import AdaptedLayer, module_name
+from llama_scale.convert.hf_mixture.adapted import AdaptedModel, module_name
 from llama_scale.convert.hf_mixture.mixing import LlamaScaleCache, Posterior
 from llama_scale.extensions.adapter import LayerAdapter, LayerContext, Tensor, attach
 from llama_scale.extensions.gate import Gate
@@ -77,10 +77,9 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
 
     def __init__(self, config: LlamaScaleConfig) -> None:
         super().__init__(config)
-        self.model.layers = nn.ModuleList(AdaptedLayer(config, n) for n in range(config.num_hidden_layers))
+        self.model = AdaptedModel(config)
         self.prior: nn.Parameter | None = None  # [N], logits
         self.gate: Gate | None = None
-        self._names: tuple[str | None, ...] = (None,)
         self._mixed = False
         self.post_init()
 
@@ -95,14 +94,14 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
         """Be the base with one adapter from now on, or the base alone (None)."""
         if adapter_name is not None and adapter_name not in self.adapter_names:
             raise ValueError(f"there is no adapter {adapter_name!r}; there are: {', '.join(self.adapter_names)}")
-        self._names, self._mixed = (adapter_name,), False
+        self.model.names, self._mixed = (adapter_name,), False
 
     def set_mixture(self) -> None:
         """Be the mixture of all adapters from now on."""
         if self.prior is None and self.gate is None:
             raise ValueError("this folder has no mixture; choose one of its adapters with set_adapter(NAME)")
         gate = () if self.gate is None else (None,)  # the gate reads rows without adapter, behind all others
-        self._names, self._mixed = (*self.adapter_names, *gate), True
+        self.model.names, self._mixed = (*self.adapter_names, *gate), True
 
     # Files: the base as transformers keeps it, each adapter and the mixture's weights in files of their own.
 
@@ -219,62 +218,39 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
             output_hidden_states: Return the hidden states before each layer and after the final norm; not of a mixture.
             return_dict: False: a tuple.
         """
-        if input_ids is None or inputs_embeds is not None:
-            raise ValueError("this model reads input_ids, not inputs_embeds")
         if output_hidden_states and self._mixed:
             raise ValueError("a mixture has hidden states for each adapter; call set_adapter(NAME) first")
-        cache = self._cache(past_key_values, batch=len(input_ids), use_cache=use_cache)
-        past = 0 if cache is None else cache.get_seq_length()
-        mask, positions, real = _places(input_ids, attention_mask, position_ids, past=past)
-        states = self._hidden_states(input_ids, mask=mask, positions=positions, cache=cache)
-        hidden = states[-1]
-        kept = torch.arange(hidden.shape[0], device=hidden.device)
+        inner = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        hidden, cache = inner.last_hidden_state, inner.past_key_values
+        kept = torch.arange(hidden.shape[1], device=hidden.device)
         kept = kept[-logits_to_keep:] if isinstance(logits_to_keep, int) else kept[logits_to_keep]
         if self._mixed:
-            logits = self._mixture(hidden, kept, input_ids=input_ids, real=real, cache=cache)
+            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            real = real[:, -input_ids.shape[1] :].bool()
+            logits = self._mixture(hidden.transpose(0, 1), kept, input_ids=input_ids, real=real, cache=cache)
         else:
-            logits = self.lm_head(hidden[kept].transpose(0, 1).contiguous())
+            logits = self.lm_head(hidden[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
         output = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=cache,
-            hidden_states=tuple(x.transpose(0, 1) for x in states) if output_hidden_states else None,
+            loss=loss, logits=logits, past_key_values=cache, hidden_states=inner.hidden_states
         )
         return output.to_tuple() if return_dict is False else output
-
-    def _cache(self, given: Any, *, batch: int, use_cache: bool | None) -> LlamaScaleCache | None:
-        if not (self.config.use_cache if use_cache is None else use_cache):
-            return None
-        if given is not None and not isinstance(given, LlamaScaleCache):
-            raise TypeError(f"this model makes its own cache; pass past_key_values=None, not a {type(given).__name__}")
-        cache = LlamaScaleCache() if given is None else given
-        cache.begin(mode="the mixture" if self._mixed else f"adapter {self._names[0]}", batch=batch)
-        return cache
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """See transformers' ``generate``; assisted generation is refused, everything else works for mixtures too."""
         if kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = LlamaScaleCache()
         return super().generate(*args, **kwargs)
-
-    def _hidden_states(
-        self, tokens: torch.Tensor, *, mask: torch.Tensor | None, positions: torch.Tensor, cache: Any
-    ) -> list[torch.Tensor]:
-        """Return what enters each layer and what the final norm gives, ``[S, R, H]``."""
-        x = self.model.embed_tokens(tokens).transpose(0, 1)
-        rotation = self.model.rotary_emb(x, positions)
-        states = []
-        for layer in self.model.layers:
-            states.append(x)
-            shared = x.shape[1] == len(tokens) and len(self._names) > 1
-            if shared and any(module_name(name) in layer.adapters for name in self._names if name is not None):
-                x, shared = x.repeat(1, len(self._names), 1), False
-            names = (None,) if shared else self._names
-            x = layer(x, names=names, rotation=rotation, mask=mask, cache=cache)
-        return [*states, self.model.norm(x)]
 
     def _mixture(
         self,
@@ -286,7 +262,7 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
         cache: LlamaScaleCache | None,
     ) -> torch.Tensor:
         """Return log-probabilities ``[B, kept, V]``, a few positions at a time."""
-        parts = hidden.unflatten(1, (len(self._names), -1))
+        parts = hidden.unflatten(1, (len(self.model.names), -1))
         number = len(self.adapter_names)
         trunk, posterior = parts[:, number:], None
         positions = kept
@@ -322,24 +298,3 @@ def _place(key: str, forms: Sequence[dict[str, Any]]) -> tuple[int, str, dict[st
             target = match[2].removesuffix("." + form["peft"]).rpartition(".")[2]
             return int(match[1]), f"{target}.{form['name']}", form
     return int(match[1]), match[2], {}
-
-
-def _places(
-    tokens: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None, *, past: int
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """Return who attends to whom (``[B, 1, S, T]``; None: to all before), positions, and where no padding is."""
-    batch, length = tokens.shape
-    total = past + length
-    if attention_mask is not None and attention_mask.shape != (batch, total):
-        raise ValueError(f"attention_mask has the shape {list(attention_mask.shape)}; it must be [{batch}, {total}]")
-    real = torch.ones(batch, total, device=tokens.device) if attention_mask is None else attention_mask
-    real = real.bool()
-    if positions is None:
-        positions = (real.cumsum(1) - 1).clamp(min=0)[:, past:]
-    mask = None
-    if not bool(real.all()) or (past and length > 1):
-        causal = torch.ones(length, total, dtype=torch.bool, device=tokens.device).tril_(past)
-        # A padding position attends to itself: over nothing, the softmax is not a number.
-        own = torch.eye(length, total, dtype=torch.bool, device=tokens.device).roll(past, 1)
-        mask = ((causal & real.unsqueeze(1)) | own).unsqueeze(1)
-    return mask, positions, real[:, past:]

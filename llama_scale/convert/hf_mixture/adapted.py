@@ -1,18 +1,22 @@
-"""A LLaMA layer whose rows belong to different adapters.
+"""A LLaMA whose rows belong to different adapters.
 
-Shape letters: R rows, S positions of this call, T positions so far, P positions of a prefix, H hidden, D head width.
+Shape letters: B sequences, R rows, S positions of this call, T positions so far, P positions of a prefix, H hidden,
+D head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
+from transformers import LlamaConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, apply_rotary_pos_emb
 
+from llama_scale.convert.hf_mixture.mixing import LlamaScaleCache
 from llama_scale.extensions.adapter import LayerAdapter
 
 Acting = Sequence[LayerAdapter | None]
@@ -44,6 +48,10 @@ class AdaptedLayer(LlamaDecoderLayer):
         self.number = layer_idx
         self.adapters = nn.ModuleDict()
 
+    def has_any(self, names: Sequence[str | None]) -> bool:
+        """Tell whether an adapter of these names touches this layer."""
+        return any(name is not None and module_name(name) in self.adapters for name in names)
+
     def base_weight(self, target: str) -> torch.Tensor:
         """Return the matrix ``[out, in]`` of a linear layer."""
         owner = self.mlp if hasattr(self.mlp, target) else self.self_attn
@@ -56,7 +64,7 @@ class AdaptedLayer(LlamaDecoderLayer):
         names: Sequence[str | None],
         rotation: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor | None,
-        cache: Cache | None,
+        cache: LlamaScaleCache | None,
     ) -> torch.Tensor:
         """Map ``[S, R, H]`` to the same.
 
@@ -84,7 +92,7 @@ class AdaptedLayer(LlamaDecoderLayer):
         *,
         rotation: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor | None,
-        cache: Cache | None,
+        cache: LlamaScaleCache | None,
     ) -> torch.Tensor:
         attention, (length, rows) = self.self_attn, x.shape[:2]
         query, key, value = (
@@ -104,6 +112,61 @@ class AdaptedLayer(LlamaDecoderLayer):
         else:
             out = _attend(query, key, value, mask, None)
         return _linear(attention.o_proj, "o_proj", out.permute(2, 0, 1, 3).flatten(2), acting)
+
+
+class AdaptedModel(LlamaModel):
+    """All but the output layer; a sequence becomes one row for each of ``names`` at the first layer they differ in."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(AdaptedLayer(config, n) for n in range(config.num_hidden_layers))
+        self.names: tuple[str | None, ...] = (None,)
+        """Adapter of each equal part of the rows; None: the bare base."""
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: LlamaScaleCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Return hidden states ``[R, S, H]``; see ``LlamaScaleForCausalLM.forward`` for the arguments."""
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("this model reads input_ids, not inputs_embeds")
+        cache = self._cache(past_key_values, batch=len(input_ids), use_cache=use_cache)
+        past = 0 if cache is None else cache.get_seq_length()
+        mask, positions = _places(input_ids, attention_mask, position_ids, past=past)
+        rotation = self.rotary_emb(self.norm.weight, positions)
+        x = self.embed_tokens(input_ids).transpose(0, 1)
+        states = []
+        names: tuple[str | None, ...] = (None,)
+        for layer in self.layers:
+            states.append(x)
+            if len(names) < len(self.names) and layer.has_any(self.names):
+                x = x.repeat(1, len(self.names), 1)
+            names = self.names if x.shape[1] == len(input_ids) * len(self.names) else (None,)
+            x = layer(x, names=names, rotation=rotation, mask=mask, cache=cache)
+        states.append(self.norm(x))
+        return BaseModelOutputWithPast(
+            last_hidden_state=states[-1].transpose(0, 1),
+            past_key_values=cache,
+            hidden_states=tuple(state.transpose(0, 1) for state in states) if output_hidden_states else None,
+        )
+
+    def _cache(self, given: Any, *, batch: int, use_cache: bool | None) -> LlamaScaleCache | None:
+        if not (self.config.use_cache if use_cache is None else use_cache):
+            return None
+        if given is not None and not isinstance(given, LlamaScaleCache):
+            raise TypeError(f"this model makes its own cache; pass past_key_values=None, not a {type(given).__name__}")
+        cache = LlamaScaleCache() if given is None else given
+        cache.begin(names=self.names, batch=batch)
+        return cache
 
 
 def _block(which: str) -> Callable[..., torch.Tensor]:
@@ -142,6 +205,27 @@ def _attend(
 def _causal(length: int, total: int, *, device: torch.device) -> torch.Tensor:
     """Return ``[1, 1, S, T]``: the last ``length`` of ``total`` positions attend to those up to them."""
     return torch.ones(1, 1, length, total, dtype=torch.bool, device=device).tril_(total - length)
+
+
+def _places(
+    tokens: torch.Tensor, attention_mask: torch.Tensor | None, positions: torch.Tensor | None, *, past: int
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Return who attends to whom, ``[B, 1, S, T]`` (None: to all before), and positions ``[B, S]``."""
+    batch, length = tokens.shape
+    total = past + length
+    if attention_mask is not None and attention_mask.shape != (batch, total):
+        raise ValueError(f"attention_mask has the shape {list(attention_mask.shape)}; it must be [{batch}, {total}]")
+    real = torch.ones(batch, total, device=tokens.device) if attention_mask is None else attention_mask
+    real = real.bool()
+    if positions is None:
+        positions = (real.cumsum(1) - 1).clamp(min=0)[:, past:]
+    mask = None
+    if not bool(real.all()) or (past and length > 1):
+        causal = torch.ones(length, total, dtype=torch.bool, device=tokens.device).tril_(past)
+        # A padding position attends to itself: over nothing, the softmax is not a number.
+        own = torch.eye(length, total, dtype=torch.bool, device=tokens.device).roll(past, 1)
+        mask = ((causal & real.unsqueeze(1)) | own).unsqueeze(1)
+    return mask, positions
 
 
 def module_name(name: str) -> str:
