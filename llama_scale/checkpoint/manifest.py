@@ -65,6 +65,7 @@ class BaseRecord(Section):
     parameter_digest: str | None = Field(None, description="Its parameter_digest: another base is refused.")
     seed: int | None = Field(None, description="Seed that the base's weights were drawn from.")
     init_std: PositiveFloat | None = Field(None, description="Standard deviation that they were drawn with.")
+    dtype: Dtype = Field("float32", description="Element type that the base was computed in.")
 
 
 class ExtensionRecord(Section):
