@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"layout", "spec", *_BASE},
     "data": set(_BASE),
     "convert": {"extensions", "spec", "layout", "plan", "checkpoint", *_BASE},
-    "evaluation": {"extensions", "runs", "convert", "data", "checkpoint", "spec", *_BASE},
+    "evaluation": {"tasks", "extensions", "runs", "convert", "data", "checkpoint", "spec", *_BASE},
     "runs": {"spec", "plan", "launchers", "checkpoint", "data", "extensions", *_BASE},
     "charts": {"plan", "layout", "spec", *_BASE},
     "report": {"charts", "runs", "launchers", "plan", "layout", "spec", *_BASE},

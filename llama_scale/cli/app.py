@@ -33,6 +33,8 @@ COMMANDS: dict[str, str] = {
     "tokenizer": "Train a SentencePiece tokenizer.",
     "convert": "Convert between Hugging Face folders and sharded checkpoints, and prove it.",
     "eval": "Score a model on its tasks: metrics with confidence intervals, models side by side.",
+    "search": "Index a corpus with a trained embedding model, and find documents.",
+    "plugins": "List installed adapters, tasks, gates and launchers; check one; start a new one.",
     "generate": "Complete prompts with a run, a checkpoint or an exported model.",
 }
 """Command name -> one line of help. The code is in ``llama_scale.cli.<name>``, a Typer called ``app``."""
@@ -49,6 +51,8 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Run the command line and exit with the documented status."""
+    # pydantic would read every distribution's entry points for plugins of its own, and fail where one is damaged.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     _take_debug(sys.argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

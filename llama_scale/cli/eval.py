@@ -149,18 +149,18 @@ def _write(data: dict[str, Any], results: list[Result], *, out: Path | None, pre
 
 
 def _tables(data: dict[str, Any]) -> str:
-    """Return one table a task: metrics down, models across, each with its interval and its gain over the first."""
+    """Return one table a task: metrics down, models across, each with its interval."""
     from llama_scale.cli.plan_tables import show, table  # lazy: keeps rich out of --help
 
-    tables = []
+    parts = []
     for name in dict.fromkeys(result["task"] for result in data["results"]):
         results = [result for result in data["results"] if result["task"] == name]
-        title = f"{name}: {results[0]['examples']} {data['split']} examples, {data['level']:.0%} intervals"
-        made = table(title, "metric", *(result["model"] for result in results))
+        made = table("", "metric", *(result["model"] for result in results))
         for metric in results[0]["metrics"]:
             made.add_row(metric, *(_cell(result["metrics"].get(metric)) for result in results))
-        tables.append(made)
-    return show(tables, width=max(80, 24 + 28 * max(len(t.columns) - 1 for t in tables)))
+        title = f"{name}: {results[0]['examples']} {data['split']} examples, {data['level']:.0%} intervals"
+        parts.append(f"{title}\n\n{show([made], width=max(80, 20 + 30 * len(results)))}")
+    return "\n".join(parts)
 
 
 def _cell(found: dict[str, Any] | None) -> str:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from llama_scale.checkpoint.reader import CheckpointReader
+from llama_scale.data.tokenizer import load_tokenizer
 from llama_scale.errors import LaunchError
 from llama_scale.evaluation.assembled import OWN_MODELLING_FILE, AssembledModel, Sampling
 from llama_scale.evaluation.source import Source
@@ -124,19 +125,7 @@ def answering(source: Source, *, sampling: Sampling, batch_size: int, trust_code
             f"{source.folder} brings its own modelling code ({OWN_MODELLING_FILE}); look at it and say "
             "--trust-remote-code, or use the run or checkpoint it was made from"
         )
-    return Answering(source=source, model=AssembledModel(source.folder, sampling=sampling, batch_size=batch_size))
-
-
-def tokenizer_path(source: Source) -> Path:
-    """Return where the tokenizer of an opened model is.
-
-    Raises:
-        LaunchError: Neither the folder nor the spec has one.
-    """
-    if any((source.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return source.folder
-    if source.spec is not None and source.spec.tokenizer is not None:
-        return Path(source.spec.tokenizer.path)
-    raise LaunchError(
-        f"{source.folder} has no tokenizer; copy tokenizer.json into the folder, or export it with --tokenizer PATH"
-    )
+    spec = source.spec
+    ends = load_tokenizer(Path(spec.tokenizer.path)).eos_id if spec is not None and spec.tokenizer is not None else None
+    model = AssembledModel(source.folder, sampling=sampling, batch_size=batch_size, end_id=ends)
+    return Answering(source=source, model=model)

@@ -44,13 +44,20 @@ class AssembledModel:
         sampling: How ``generate`` chooses.
         batch_size: Sequences of one forward pass.
         dtype: Number format; None: fp32 on a CPU, as stored on a GPU.
+        end_id: A token that ends a text beside those that the folder names (a task's EOS).
 
     Raises:
         ConvertError: transformers cannot load the folder.
     """
 
     def __init__(
-        self, folder: Path, *, sampling: Sampling | None = None, batch_size: int = 8, dtype: torch.dtype | None = None
+        self,
+        folder: Path,
+        *,
+        sampling: Sampling | None = None,
+        batch_size: int = 8,
+        dtype: torch.dtype | None = None,
+        end_id: int | None = None,
     ) -> None:
         self.folder = folder
         self.batch_size = batch_size
@@ -58,6 +65,8 @@ class AssembledModel:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = _load(folder, dtype=dtype or (torch.float32 if device == "cpu" else "auto")).to(device).eval()
         self._stop = stop_ids(folder)
+        if end_id is not None and end_id not in self._stop:
+            self._stop = (*self._stop, end_id)
         self._device = device
         self._head: Mapping[str, torch.Tensor] = {}
         self.on_advance: Advance = lambda _done: None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,3 +112,20 @@ def _assemble(checkpoint: Path, folder: Path, *, spec: RunSpec | None, run: Path
     if not (folder / CONFIG).is_file():
         assemble(checkpoint, folder, spec=spec)
     return Source(folder=folder, spec=spec, checkpoint=checkpoint, manifest=load_manifest(checkpoint), run=run)
+
+
+def fingerprint(source: Source) -> str:
+    """Return what tells the weights of two opened models apart: a checkpoint's digests, or sizes and heads of files."""
+    if source.manifest is not None:
+        base = source.manifest.base
+        return f"{source.manifest.parameter_digest} {'' if base is None else base.model_dump_json(exclude={'path'})}"
+    digest = hashlib.sha256()
+    for path in sorted(source.folder.rglob("*.safetensors")):
+        digest.update(f"{path.relative_to(source.folder)}:{path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_HEAD_BYTES))
+    return digest.hexdigest()
+
+
+_HEAD_BYTES = 1 << 20
+"""Bytes of each file that go into a fingerprint: its header with the tensors' places, and the first of them."""

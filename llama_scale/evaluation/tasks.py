@@ -87,7 +87,7 @@ def make_task(spec: RunSpec, name: str, *, tokenizer: Path | None = None) -> Tas
         sizes={"hidden_size": model.hidden_size, "vocab_size": model.vocab_size, "num_layers": model.num_layers},
         seed=spec.seed,
     )
-    made: Task = discover.implementation(descriptor)(descriptor.options.model_validate(entry.options), context)
+    made: Task = discover.implementation(descriptor)(discover.read_options(descriptor, entry.options), context)
     return made
 
 
