@@ -109,12 +109,12 @@ class Stream:
 
     def _make_epoch(self, number: int) -> _Epoch:
         bits = np.random.PCG64(np.random.SeedSequence([*self._seed, number]))
-        documents = self._first + _permutation(bits, self._stop - self._first)
+        documents = self._first + permutation(bits, self._stop - self._first)
         bounds = np.concatenate([[0], np.cumsum(self.file.lengths[documents], dtype=np.int64)])
-        return _Epoch(documents=documents, bounds=bounds, windows=_permutation(bits, self.windows))
+        return _Epoch(documents=documents, bounds=bounds, windows=permutation(bits, self.windows))
 
 
-def _permutation(bits: np.random.PCG64, size: int) -> np.ndarray:
+def permutation(bits: np.random.PCG64, size: int) -> np.ndarray:
     """Return a random order of ``range(size)``.
 
     Not ``Generator.permutation``: NumPy may change its result in any release (NEP 19), which would move the data
