@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Protocol, cast
 
 from llama_scale.errors import Problem, SpecError
 from llama_scale.layout.parameters import Init, Parameter, adapter_parameter, head_parameter
+from llama_scale.spec.adapters import Adapter, Mixture, Task
 from llama_scale.spec.model import ModelShape
-from llama_scale.spec.run import RunSpec
 
 MIXTURE_LOGITS = "mixture.logits"
 """One scalar per adapter; p(a_i) is their softmax."""
 
 
-def extra_parameters(spec: RunSpec, shape: ModelShape) -> tuple[Parameter, ...]:
+class HasExtensions(Protocol):
+    """A spec, or what a manifest keeps of one."""
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """Section adapters."""
+        ...
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Section tasks."""
+        ...
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """Section mixture."""
+        ...
+
+
+def extra_parameters(spec: HasExtensions, shape: ModelShape) -> tuple[Parameter, ...]:
     """Return what a spec's plugins add: adapters layer by layer, then task heads, then the mixture.
 
     Raises:
@@ -25,7 +44,7 @@ def extra_parameters(spec: RunSpec, shape: ModelShape) -> tuple[Parameter, ...]:
     return tuple(_parameters(spec, shape))
 
 
-def _parameters(spec: RunSpec, shape: ModelShape) -> Iterator[Parameter]:
+def _parameters(spec: HasExtensions, shape: ModelShape) -> Iterator[Parameter]:
     # lazy: a worker that reads plan.json, and specs without plugins, need neither
     from llama_scale.spec.added import Added, AddedError, added_by
     from llama_scale.spec.plugin_options import fill_options
