@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from llama_scale.errors import Problem, SpecError
 from llama_scale.layout.parameters import Init, Parameter, adapter_parameter, head_parameter
-from llama_scale.spec.adapters import Adapter, Mixture, Task
+from llama_scale.spec.adapters import Adapter, Mixture, Task, mixed_adapters
 from llama_scale.spec.model import ModelShape
 
 MIXTURE_LOGITS = "mixture.logits"
@@ -68,11 +68,12 @@ def _parameters(spec: HasExtensions, shape: ModelShape) -> Iterator[Parameter]:
             partial_gradient=added.partial_gradient,
         )
 
+    mixed = 0 if spec.mixture is None else len(mixed_adapters(spec.adapters, spec.mixture))
     if spec.mixture is not None and spec.mixture.weights != "gate":
-        yield _logits(len(spec.adapters))
+        yield _logits(mixed)
     for use in filled.uses:
         try:
-            found = added_by(use, shape, adapters=len(spec.adapters))
+            found = added_by(use, shape, adapters=mixed)
         except AddedError as error:
             raise SpecError(
                 [Problem(path=use.options_path, message=str(error.cause), code="plugin-options")]

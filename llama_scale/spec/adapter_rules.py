@@ -59,6 +59,36 @@ def _mixture(spec: RunSpec) -> Iterator[Problem]:
         )
 
 
+def _mixed(spec: RunSpec) -> Iterator[Problem]:
+    """Which adapters are mixed."""
+    mixture = spec.mixture
+    if mixture is None or not mixture.adapters:
+        return
+    names = [adapter.name for adapter in spec.adapters]
+    for index, name in enumerate(mixture.adapters):
+        if name not in names:
+            yield Problem(
+                path=("mixture", "adapters", index),
+                message=f"{name!r} is not the name of an adapter",
+                hint=suggest(name, names) if names else "add it under adapters",
+                code="mixture-unknown-adapter",
+            )
+        elif mixture.adapters.index(name) != index:
+            yield Problem(
+                path=("mixture", "adapters", index),
+                message=f"adapter {name!r} is named twice",
+                hint="name each adapter once",
+                code="duplicate-name",
+            )
+    if mixture.objective != "per_task":
+        yield problem(
+            "mixture.adapters",
+            f"objective: {mixture.objective} sends every row through all adapters, so none can stay outside",
+            hint="remove mixture.adapters, or use objective: per_task",
+            code="mixture-part",
+        )
+
+
 def _gate(spec: RunSpec) -> Iterator[Problem]:
     mixture = spec.mixture
     if mixture is None or mixture.weights == "gate":
@@ -146,6 +176,7 @@ RULES = (
     Rule(("adapters", "tasks", "mixture"), _several_without_tasks),
     Rule(("tasks", "data"), _task_data),
     Rule(("mixture", "adapters"), _mixture),
+    Rule(("mixture", "adapters"), _mixed),
     Rule(("mixture",), _gate),
 )
 """All rules of this file."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from llama_scale.spec.base import Name, NonNegativeFloat, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Adapter(Section):
@@ -35,5 +38,15 @@ class Mixture(Section):
         description="prior: token by token; posterior: Bayes over the prefix; gate: a learned router.",
     )
     objective: Literal["per_task", "joint", "em"] = Field("per_task", description="What training maximises.")
+    adapters: tuple[Name, ...] = Field(
+        (),
+        description="Adapters that are mixed, for objective: per_task; default: all. An adapter of a task with a head "
+        "of its own, as semantic search, has no next-token distribution and stays outside.",
+    )
     gate: Name | None = Field(None, description="Entry point in group llama_scale.gates, for weights: gate.")
     gate_options: dict[str, Any] = Field({}, description="Options of the gate.")
+
+
+def mixed_adapters(adapters: Sequence[Adapter], mixture: Mixture) -> tuple[str, ...]:
+    """Return the names of the adapters that are mixed, in the order of the section ``adapters``: a_1 to a_N."""
+    return tuple(a.name for a in adapters if not mixture.adapters or a.name in mixture.adapters)

@@ -66,7 +66,7 @@ def added_by(use: Use, shape: ModelShape, *, adapters: int) -> list[Added]:
     Args:
         use: The plugin, with good options.
         shape: The model.
-        adapters: Number of adapters of the run.
+        adapters: Number of adapters that are mixed; a gate needs it.
 
     Raises:
         AddedError: The options do not fit the model, or the descriptor is wrong.

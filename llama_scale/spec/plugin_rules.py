@@ -7,11 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 from llama_scale.errors import Problem
+from llama_scale.spec.adapters import mixed_adapters
 from llama_scale.spec.added import Added, AddedError, added_by
 from llama_scale.spec.model import ModelShape
 from llama_scale.spec.nearby import divisors, either
 from llama_scale.spec.plugin_options import Use, plugin_problem
-from llama_scale.spec.plugins import ADAPTERS, TASKS
+from llama_scale.spec.plugins import ADAPTERS, GATES, TASKS
 from llama_scale.spec.view import Absent
 
 
@@ -37,7 +38,8 @@ def _fits(view: Any, use: Use) -> Iterator[Problem]:
         return
     shape = ModelShape.model_construct(**{key: getattr(view.model, key) for key in ModelShape.model_fields})
     try:
-        added = added_by(use, shape, adapters=len(view.adapters))
+        mixed = len(mixed_adapters(view.adapters, view.mixture)) if use.group == GATES else 0
+        added = added_by(use, shape, adapters=mixed)
     except AddedError as error:
         yield _word(use, error)
         return
@@ -79,7 +81,10 @@ def _divides(tensor: int, use: Use, added: Sequence[Added]) -> Iterator[Problem]
 def _heads(view: Any, use: Use) -> Iterator[Problem]:
     if use.group != TASKS or view.mixture is None or use.descriptor.head == "lm":
         return
-    objective = view.mixture.objective
+    objective, task = view.mixture.objective, view.tasks[use.path[1]].name
+    served_by = [adapter.name for adapter in view.adapters if adapter.task == task]
+    if served_by and not set(served_by) & set(mixed_adapters(view.adapters, view.mixture)):
+        return
     unmixable = getattr(use.descriptor, "unmixable", None)
     if unmixable is not None:
         reason = unmixable
@@ -90,13 +95,13 @@ def _heads(view: Any, use: Use) -> Iterator[Problem]:
     yield Problem(
         path=(*use.path, "kind"),
         message=f"{use.descriptor.name} does not go with a mixture: {reason}",
-        hint="train it in a run of its own, or remove the section mixture",
+        hint="leave its adapter out (mixture.adapters names those that are mixed), or train it in a run of its own",
         code="task-mixture",
     )
 
 
 _RULES = (
     (("model", "parallel", "adapters"), _fits),
-    (("mixture",), _heads),
+    (("mixture", "adapters", "tasks"), _heads),
 )
 """Sections that a rule reads, and the rule."""
