@@ -86,7 +86,8 @@ def deepspeed_settings(spec: RunSpec, plan: RunPlan) -> DeepSpeedSettings:
     """Compute DeepSpeed's settings for a run whose engine is deepspeed."""
     engine = _engine(spec)
     stage = zero_stage(spec)
-    gradients: Literal["fp32", "bf16"] = spec.precision.gradients
+    # Adapters are fp32 over a frozen base of any format, which DeepSpeed then need not know of.
+    gradients: Literal["fp32", "bf16"] = spec.precision.gradients if plan.base_trainable else "fp32"
     return DeepSpeedSettings(
         train_batch_size=plan.batch.global_batch,
         train_micro_batch_size_per_gpu=plan.batch.micro_batch,
@@ -102,7 +103,7 @@ def deepspeed_settings(spec: RunSpec, plan: RunPlan) -> DeepSpeedSettings:
             offload_optimizer=_offload(engine.offload_optimizer),
             offload_param=_offload(engine.offload_parameters),
         ),
-        bf16=Bf16Settings(enabled=spec.precision.compute == "bf16"),
+        bf16=Bf16Settings(enabled=spec.precision.compute == "bf16" and plan.base_trainable),
         data_types=DataTypeSettings(grad_accum_dtype=gradients),
         communication_data_type=gradients,
     )

@@ -1,19 +1,25 @@
 """Self-attention of a LLaMA on Megatron-Core's parallel linear layers.
 
-Shape letters: S sequence, B batch, G key/value groups of this rank, Q queries per group, D head width, H hidden.
+Shape letters: S sequence, B batch, G key/value groups of this rank, Q queries per group, D head width, H hidden,
+P positions of a prefix.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from llama_scale.train.adapting import split_parts
 from llama_scale.train.rope import split_and_rotate
 from llama_scale.train.versions import SelfAttention
+
+if TYPE_CHECKING:
+    from llama_scale.train.adapting import LayerHooks
 
 
 def document_mask(documents_BS: torch.Tensor) -> torch.Tensor:
@@ -53,6 +59,9 @@ class CoreAttention(nn.Module):
 class LlamaSelfAttention(SelfAttention):
     """Grouped-query attention with rotary embedding: Megatron-Core's layers, a shorter way between them."""
 
+    hooks: LayerHooks | None = None
+    """The layer's adapters, if it has any; `layers.LlamaLayer` sets them."""
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -72,12 +81,72 @@ class LlamaSelfAttention(SelfAttention):
         mixed, _bias = self.linear_qkv(hidden_states)
         s, b = mixed.shape[:2]
         mixed = mixed.view(s, b, self.num_query_groups_per_partition, -1, self.hidden_size_per_attention_head)
+        hooks = self.hooks
+        if hooks is not None and hooks.changes_outputs("q_proj", "k_proj", "v_proj"):
+            mixed = _adapted(mixed, hidden_states, hooks)
         query, key, value = split_and_rotate(mixed, rotary_pos_emb)
+        if hooks is None:
+            return self.linear_proj(self._attend(query, key, value, attention_mask))
+        prefixes = hooks.prefixes()
+        if prefixes:
+            context = self._attend_with_prefixes(query, key, value, attention_mask, prefixes=prefixes)
+        else:
+            context = self._attend(query, key, value, attention_mask)
+        context = hooks.input("o_proj", context)
+        output, bias = self.linear_proj(context)
+        return hooks.block("attention", hooks.output("o_proj", context, output)), bias
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
         if self.checkpoint_core_attention and self.training:
             # There is no dropout, so no random state to keep.
-            context = checkpoint(
+            return checkpoint(
                 self.core_attention, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
             )
-        else:
-            context = self.core_attention(query, key, value, attention_mask)
-        return self.linear_proj(context)
+        return self.core_attention(query, key, value, attention_mask)
+
+    def _attend_with_prefixes(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        prefixes: Sequence[tuple[slice, tuple[torch.Tensor, torch.Tensor] | None]],
+    ) -> torch.Tensor:
+        """Attend row by row group: each has positions of its own in front, or none."""
+        parts = []
+        for rows, prefix in prefixes:
+            k, v = key[rows], value[rows]
+            mask = None if attention_mask is None else attention_mask[rows]
+            if prefix is not None:
+                mask = _mask_behind(prefix[0].shape[0], mask, k)
+                k, v = _behind(prefix[0], k), _behind(prefix[1], v)
+            parts.append(self._attend(query[rows], k, v, mask))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _behind(prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Put a prefix ``[P, G, D]`` in front of keys or values ``[B, G, S, D]``."""
+    front = prefix.to(own.dtype).transpose(0, 1).expand(own.shape[0], -1, -1, -1)
+    return torch.cat((front, own), dim=2)
+
+
+def _mask_behind(length: int, mask: torch.Tensor | None, key: torch.Tensor) -> torch.Tensor:
+    """Return ``[B or 1, 1, S, P + S]``: every position sees the whole prefix beside what it saw."""
+    if mask is None:
+        size = key.shape[2]
+        mask = torch.ones(1, 1, size, size, dtype=torch.bool, device=key.device).tril_()
+    return F.pad(mask, (length, 0), value=True)
+
+
+def _adapted(mixed: torch.Tensor, x: torch.Tensor, hooks: LayerHooks) -> torch.Tensor:
+    """Let adapters change queries, keys and values, each as ``[S, B, heads * D]``, inside ``[S, B, G, Q + 2, D]``."""
+    shape = mixed.shape
+    parts = split_parts(mixed, (shape[3] - 2, 1, 1), dim=3)
+    changed = [
+        hooks.output(target, x, part.flatten(2)).view(part.shape)
+        for target, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True)
+    ]
+    return torch.cat(changed, dim=3)

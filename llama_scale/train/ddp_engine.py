@@ -20,7 +20,7 @@ from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, Tenso
 from llama_scale.train.model import build_chunks
 from llama_scale.train.names import LocalParameter, logical_parameters
 from llama_scale.train.optimizer import HeldParameter, clip
-from llama_scale.train.pieces import fill_from, main_pieces, weight_pieces
+from llama_scale.train.pieces import expected_parameters, fill_from, main_pieces, weight_pieces
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import RunPlan
@@ -52,7 +52,8 @@ class DdpEngine:
             bucket_cap_mb=spec.engine.bucket_mb,
             gradient_as_bucket_view=True,
         )
-        self._widens = spec.precision.compute == "bf16" and spec.precision.gradients == "fp32"
+        halves = any(parameter.dtype == torch.bfloat16 for parameter in self._parameters)
+        self._widens = halves and spec.precision.gradients == "fp32"
         if self._widens:
             # The sum over micro-batches is kept in main_grad; the last micro-batch joins it in the hook.
             # A lambda, because DDP compares a hook's annotations with types and ours are strings.
@@ -92,9 +93,9 @@ class DdpEngine:
             chunk.train()
         return self._mean(total, count_tokens(batch, device=self.device))
 
-    def model_pieces(self) -> Iterator[LocalPiece]:
+    def model_pieces(self, *, frozen: bool = False) -> Iterator[LocalPiece]:
         """See ``Engine.model_pieces``."""
-        return weight_pieces(self._local_parameters(), self.plan, self.coordinates)
+        return weight_pieces(self._local_parameters(), self.plan, self.coordinates, frozen=frozen)
 
     def optimizer_pieces(self) -> Iterator[LocalPiece]:
         """See ``Engine.optimizer_pieces``."""
@@ -102,7 +103,8 @@ class DdpEngine:
 
     def load(self, reader: TensorReader, *, optimizer: bool, step: int = 0) -> None:
         """See ``Engine.load``."""
-        fill_from(reader, self._local_parameters(), self._held(), optimizer=optimizer, step=step)
+        wanted = expected_parameters(self._local_parameters(), reader, self.plan, optimizer=optimizer)
+        fill_from(reader, wanted, self._held(), optimizer=optimizer, step=step)
         self.step = step if optimizer else 0
 
     def close(self) -> None:

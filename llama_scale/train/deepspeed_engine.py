@@ -16,10 +16,10 @@ from llama_scale.train.adamw import make_adamw, parameter_groups
 from llama_scale.train.deepspeed_import import deepspeed, initialize, join, quiet
 from llama_scale.train.deepspeed_pipeline import StagePipeline
 from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, count_tokens, to_device
-from llama_scale.train.model import build_chunks
+from llama_scale.train.model import build_chunks, named_layers
 from llama_scale.train.names import LocalParameter, logical_parameters
 from llama_scale.train.optimizer import HeldParameter, clip, gradients
-from llama_scale.train.pieces import fill_from, main_pieces, weight_pieces
+from llama_scale.train.pieces import expected_parameters, fill_from, main_pieces, weight_pieces
 from llama_scale.train.versions import parallel_state
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ class DeepSpeedEngine:
         if self.stage == 3:
             # The loss multiplies by the output layer's matrix itself, outside of the layer's forward.
             deepspeed.zero.register_external_parameter(self.chunks[0], _head(self.chunks[0]))
+            for _, layer in named_layers(self.chunks):
+                if layer.hooks is not None:
+                    # Adapters are not called as modules, and may read the base's matrices beside their own.
+                    for parameter in layer.parameters():
+                        deepspeed.zero.register_external_parameter(layer, parameter)
         state.prepare(self._engine.optimizer, stage=self.stage)
 
     def train_step(self, batch: MicroBatches, lr: float) -> StepResult:
@@ -118,11 +123,11 @@ class DeepSpeedEngine:
             self._engine.train()
         return self._mean(total, tokens)
 
-    def model_pieces(self) -> Iterator[LocalPiece]:
+    def model_pieces(self, *, frozen: bool = False) -> Iterator[LocalPiece]:
         """See ``Engine.model_pieces``."""
         if self.stage == 3:
-            return state.divided_weight_pieces(self._local_parameters(), self.coordinates)
-        return weight_pieces(self._local_parameters(), self.plan, self.coordinates)
+            return state.divided_weight_pieces(self._local_parameters(), self.plan, self.coordinates, frozen=frozen)
+        return weight_pieces(self._local_parameters(), self.plan, self.coordinates, frozen=frozen)
 
     def optimizer_pieces(self) -> Iterator[LocalPiece]:
         """See ``Engine.optimizer_pieces``."""
@@ -131,7 +136,8 @@ class DeepSpeedEngine:
     def load(self, reader: TensorReader, *, optimizer: bool, step: int = 0) -> None:
         """See ``Engine.load``."""
         fill = state.fill_divided if self.stage == 3 else fill_from
-        fill(reader, self._local_parameters(), self._held(), optimizer=optimizer, step=step)
+        wanted = expected_parameters(self._local_parameters(), reader, self.plan, optimizer=optimizer)
+        fill(reader, wanted, self._held(), optimizer=optimizer, step=step)
         state.refresh(self._held(), stage=self.stage)
         if self.stage == 3:
             state.forget_whole_weights(self._engine.optimizer)

@@ -91,4 +91,5 @@ def _inputs(batch: MicroBatches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 def _tied_copy(chunk: LlamaModel) -> nn.Parameter | None:
     if not chunk.share_embeddings_and_output_weights or not (chunk.pre_process or chunk.post_process):
         return None
-    return chunk.shared_embedding_or_output_weight()
+    weight = chunk.shared_embedding_or_output_weight()
+    return weight if weight.requires_grad else None

@@ -20,6 +20,7 @@ from llama_scale.train.optimizer import MOMENTS, HeldParameter, zero_state
 from llama_scale.train.pieces import fill_held, held_piece, owns
 
 if TYPE_CHECKING:
+    from llama_scale.plan.run_plan import RunPlan
     from llama_scale.plan.topology import Coordinates
 
 
@@ -99,9 +100,13 @@ def _divided_weight(parameter: nn.Parameter) -> HeldParameter:
     return HeldParameter(parameter=parameter, main=parameter.ds_tensor.data, start=start, state={})
 
 
-def divided_weight_pieces(parameters: Iterable[LocalParameter], coordinates: Coordinates) -> Iterator[LocalPiece]:
-    """Yield this rank's ranges of ZeRO 3's divided weights."""
+def divided_weight_pieces(
+    parameters: Iterable[LocalParameter], plan: RunPlan, coordinates: Coordinates, *, frozen: bool
+) -> Iterator[LocalPiece]:
+    """Yield this rank's ranges of ZeRO 3's divided weights; see ``pieces.weight_pieces``."""
     for local in parameters:
+        if not (frozen or plan.trains(local.parameter)):
+            continue
         part = _divided_weight(local.tensor)
         piece = held_piece(local, part, group="model", tensor=part.main, primary=owns(local, coordinates))
         if piece is not None:

@@ -26,8 +26,27 @@ Group = Literal["model", "master", "exp_avg", "exp_avg_sq"]
 """Kinds of tensors in a checkpoint: weights, their fp32 copies (bf16 runs only) and AdamW's moments."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Consecutive rows of a micro-batch that go one way through the model.
+
+    Args:
+        adapter: Name of the adapter that they go through; None: the bare base.
+        task: Name of the task that they are of; None: language modelling on plain tokens.
+        start: First row.
+        stop: First row after them.
+        pool: Rows of that task on each data parallel replica in the same micro-batch slot, in the replicas' order.
+    """
+
+    adapter: str | None
+    task: str | None
+    start: int
+    stop: int
+    pool: tuple[int, ...] = ()
+
+
 class MicroBatch(TypedDict):
-    """One forward pass of one data parallel replica; every tensor is ``[micro, seq]``.
+    """One forward pass of one data parallel replica; tensors are ``[micro, seq]``.
 
     All ranks of a replica (every tp and pp rank) are given the same tensors.
 
@@ -37,6 +56,9 @@ class MicroBatch(TypedDict):
         loss_mask: float32 weight of each position in the loss: 1 counts, 0 does not.
         position_ids: int64 position of each token in its document, for RoPE.
         documents: int64, present only with ``data.isolate_documents``: tokens attend only to tokens of equal number.
+        routes: Which rows go which way, covering all of them in order; absent: all rows through the run's one adapter,
+            if it has one.
+        extra: Task -> name -> ``[rows of that task, ...]``: what heads of their own need, on the CPU.
     """
 
     tokens: torch.Tensor
@@ -44,6 +66,8 @@ class MicroBatch(TypedDict):
     loss_mask: torch.Tensor
     position_ids: torch.Tensor
     documents: NotRequired[torch.Tensor]
+    routes: NotRequired[tuple[Route, ...]]
+    extra: NotRequired[dict[str, dict[str, torch.Tensor]]]
 
 
 MicroBatches = Sequence[MicroBatch]
@@ -123,8 +147,11 @@ class Engine(Protocol):
         """Return the mean loss over the global batch, forward only."""
         ...
 
-    def model_pieces(self) -> Iterator[LocalPiece]:
-        """Yield this rank's weights (group ``model``); collective where parameters are gathered late."""
+    def model_pieces(self, *, frozen: bool = False) -> Iterator[LocalPiece]:
+        """Yield this rank's weights that train (group ``model``), with ``frozen`` the others too.
+
+        Collective where parameters are gathered late.
+        """
         ...
 
     def optimizer_pieces(self) -> Iterator[LocalPiece]:
@@ -151,7 +178,10 @@ class Engine(Protocol):
 
 def to_device(micro: MicroBatch, device: torch.device) -> MicroBatch:
     """Return a micro-batch on a device."""
-    return {key: value.to(device, non_blocking=True) for key, value in micro.items()}  # type: ignore[return-value]
+    return {  # type: ignore[return-value]
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in micro.items()
+    }
 
 
 def count_tokens(batch: MicroBatches, *, device: torch.device, group: dist.ProcessGroup | None = None) -> int:

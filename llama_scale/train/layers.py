@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from llama_scale.train.adapting import LayerHooks, decode_rows, linked
 from llama_scale.train.attention import CoreAttention, LlamaSelfAttention
 from llama_scale.train.mlp import LlamaMLP
 from llama_scale.train.norm import RMSNorm
@@ -24,6 +27,49 @@ from llama_scale.train.versions import (
     get_bias_dropout_add,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llama_scale.extensions.adapter import LayerAdapter
+
+
+class LlamaLayer(TransformerLayer):
+    """A transformer layer with the adapters that touch it."""
+
+    hooks: LayerHooks | None = None
+    frozen_below = False
+    """Nothing up to and including this layer trains: it runs without a graph, and gradients end or pass as zeros."""
+
+    def add_adapters(self, adapters: Mapping[int, tuple[str, LayerAdapter]]) -> None:
+        """Take in the adapters of this layer: number in the spec -> (name, module)."""
+        self.adapters = nn.Module()
+        # Not add_module: a name from a spec may be one that torch's class uses for itself.
+        self.adapters._modules.update(dict(adapters.values()))
+        self.hooks = LayerHooks({number: adapter for number, (_, adapter) in adapters.items()})
+        self.self_attention.hooks = self.mlp.hooks = self.hooks
+
+    def forward(
+        self, hidden_states: torch.Tensor, *, context: torch.Tensor | None = None, **rest: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the layer; ``context`` is from ``adapting.encode_rows`` and is handed on as it is.
+
+        Args:
+            hidden_states: ``[S, B, H]``.
+            context: Whose rows are in the micro-batch; None without adapters.
+            rest: See TransformerLayer.
+        """
+        if self.frozen_below:
+            with torch.no_grad():
+                output, _ = super().forward(hidden_states, **rest)
+            return linked(output, hidden_states) if hidden_states.requires_grad else output, context
+        if self.hooks is not None and context is not None:
+            self.hooks.select(decode_rows(context))
+            unused = tuple(self.hooks.unused())
+            if unused and torch.is_grad_enabled():
+                hidden_states = linked(hidden_states, *unused)
+        output, _ = super().forward(hidden_states, **rest)
+        return output, context
+
 
 @functools.cache
 def has_transformer_engine() -> bool:
@@ -31,10 +77,16 @@ def has_transformer_engine() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
-def block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
-    """Describe a block of equal layers with its final norm (built only in the chunk that has the head)."""
+def block_spec(config: TransformerConfig, num_layers: int, *, adapters: bool = False) -> TransformerBlockSubmodules:
+    """Describe a block of equal layers with its final norm (built only in the chunk that has the head).
+
+    Args:
+        config: Settings of the layers.
+        num_layers: How many.
+        adapters: Adapters read the normalised input of the linear layers, so norms must be modules of their own.
+    """
     if has_transformer_engine():
-        return _transformer_engine_block(num_layers)
+        return _transformer_engine_block(num_layers, fused=not adapters)
     layer = _layer(
         norm=RMSNorm,
         qkv=ColumnParallelLinear,
@@ -44,20 +96,17 @@ def block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSu
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
 
 
-def _transformer_engine_block(num_layers: int) -> TransformerBlockSubmodules:
-    # The layer norms are part of the linear layers that follow them: one kernel, one activation less.
+def _transformer_engine_block(num_layers: int, *, fused: bool) -> TransformerBlockSubmodules:
     from megatron.core.extensions.transformer_engine import (
+        TEColumnParallelLinear,
         TELayerNormColumnParallelLinear,
         TENorm,
         TERowParallelLinear,
     )
 
-    layer = _layer(
-        norm=IdentityOp,
-        qkv=TELayerNormColumnParallelLinear,
-        column=TELayerNormColumnParallelLinear,
-        row=TERowParallelLinear,
-    )
+    # Fused, the layer norms are part of the linear layers that follow them: one kernel, one activation less.
+    column = TELayerNormColumnParallelLinear if fused else TEColumnParallelLinear
+    layer = _layer(norm=IdentityOp if fused else TENorm, qkv=column, column=column, row=TERowParallelLinear)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=TENorm)
 
 
@@ -70,7 +119,7 @@ def _layer(*, norm: type, qkv: type, column: type, row: type) -> ModuleSpec:
     # A class of its own, because Megatron-Core passes arguments by the class it finds in a ModuleSpec.
     mlp = type("LlamaMLP", (LlamaMLP,), {"linear_classes": (column, row)})
     return ModuleSpec(
-        module=TransformerLayer,
+        module=LlamaLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=attention,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from llama_scale.train.engine import LocalPiece, MicroBatch, MicroBatches, StepR
 from llama_scale.train.model import build_chunks
 from llama_scale.train.names import logical_parameters
 from llama_scale.train.optimizer import build_optimizer, clip, gradients, held_parameters, squared_norm
-from llama_scale.train.pieces import fill_from, main_pieces, weight_pieces
+from llama_scale.train.pieces import expected_parameters, fill_from, main_pieces, weight_pieces
 from llama_scale.train.versions import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -49,6 +50,8 @@ class MegatronEngine:
         self.device = next(self.chunks[0].parameters()).device
         self._wrapped = _wrap(spec, self.chunks)
         _connect(self.chunks, self._wrapped, overlap=spec.engine.overlap_grad_reduce)
+        if spec.engine.overlap_param_gather:
+            _gather_with_owner(self.chunks)
         self._optimizer = build_optimizer(
             spec.optimizer,
             self._wrapped,
@@ -87,10 +90,10 @@ class MegatronEngine:
         loss, _, _ = self._totals(parts, torch.zeros((), dtype=torch.float64))
         return loss
 
-    def model_pieces(self) -> Iterator[LocalPiece]:
+    def model_pieces(self, *, frozen: bool = False) -> Iterator[LocalPiece]:
         """See ``Engine.model_pieces``."""
         self._gather_parameters()
-        return weight_pieces(self._local_parameters(), self.plan, self.coordinates)
+        return weight_pieces(self._local_parameters(), self.plan, self.coordinates, frozen=frozen)
 
     def optimizer_pieces(self) -> Iterator[LocalPiece]:
         """See ``Engine.optimizer_pieces``."""
@@ -98,7 +101,8 @@ class MegatronEngine:
 
     def load(self, reader: TensorReader, *, optimizer: bool, step: int = 0) -> None:
         """See ``Engine.load``."""
-        fill_from(reader, self._local_parameters(), held_parameters(self._optimizer), optimizer=optimizer, step=step)
+        wanted = expected_parameters(self._local_parameters(), reader, self.plan, optimizer=optimizer)
+        fill_from(reader, wanted, held_parameters(self._optimizer), optimizer=optimizer, step=step)
         self.step = step if optimizer else 0
         self._gather_parameters()
 
@@ -164,6 +168,23 @@ def _wrap(spec: RunSpec, chunks: Sequence[nn.Module]) -> list[Any]:
             DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=index > 0)
             for index, chunk in enumerate(chunks)
         ]
+
+
+def _gather_with_owner(chunks: Sequence[nn.Module]) -> None:
+    """Let what is not called as a module, adapters and heads, wait for its weights when its owner is called.
+
+    Megatron-Core gathers a module's weights before the module's own forward.
+    """
+    for chunk in chunks:
+        for layer in chunk.decoder.layers:
+            if layer.hooks is not None:
+                layer.register_forward_pre_hook(functools.partial(_call_hooks, tuple(layer.adapters.modules())))
+
+
+def _call_hooks(modules: Sequence[nn.Module], *_: Any) -> None:
+    for module in modules:
+        for hook in module._forward_pre_hooks.values():
+            hook(module, ())
 
 
 def _connect(chunks: Sequence[nn.Module], wrapped: Sequence[Any], *, overlap: bool) -> None:

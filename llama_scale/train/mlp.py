@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
+from llama_scale.train.adapting import split_parts
 from llama_scale.train.versions import MLP, MLPSubmodules, TransformerConfig
+
+if TYPE_CHECKING:
+    from llama_scale.train.adapting import LayerHooks
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -36,6 +40,9 @@ class LlamaMLP(MLP):
     linear_classes: tuple[type, type]
     """Classes of the column- and the row-parallel layer; `layers.block_spec` sets them in a subclass."""
 
+    hooks: LayerHooks | None = None
+    """The layer's adapters, if it has any; `layers.LlamaLayer` sets them."""
+
     def __init__(self, config: TransformerConfig, **context: Any) -> None:
         # TransformerLayer passes nothing in Megatron-Core 0.16, the process groups and a name in later versions.
         groups = context.get("pg_collection")
@@ -50,4 +57,13 @@ class LlamaMLP(MLP):
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Map ``[S, B, H]`` to ``[S, B, H]``; the second value, a bias, is None."""
         gate_up, _bias = self.linear_fc1(hidden_states)
-        return self.linear_fc2(_SwiGlu.apply(gate_up))
+        hooks = self.hooks
+        if hooks is None:
+            return self.linear_fc2(_SwiGlu.apply(gate_up))
+        if hooks.changes_outputs("gate_proj", "up_proj"):
+            gate, up = split_parts(gate_up, (gate_up.shape[-1] // 2,) * 2, dim=-1)
+            gate, up = hooks.output("gate_proj", hidden_states, gate), hooks.output("up_proj", hidden_states, up)
+            gate_up = torch.cat((gate, up), dim=-1)
+        inner = hooks.input("down_proj", _SwiGlu.apply(gate_up))
+        output, bias = self.linear_fc2(inner)
+        return hooks.block("mlp", hooks.output("down_proj", inner, output)), bias

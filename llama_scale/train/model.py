@@ -5,7 +5,7 @@ Shape letters: B batch, S sequence, H hidden, V vocabulary rows of this rank wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +13,15 @@ import torch
 from llama_scale.layout.parameters import padded_vocab_size
 from llama_scale.spec.model import ModelShape
 from llama_scale.train import cpu
+from llama_scale.train.adapting import encode_rows, linked
 from llama_scale.train.attention import document_mask
+from llama_scale.train.building_adapters import add_extensions, prepare_training
 from llama_scale.train.config import transformer_config
+from llama_scale.train.engine import Route
 from llama_scale.train.initialize import initialize_chunks
 from llama_scale.train.layers import block_spec
 from llama_scale.train.loss import VocabularyRows, linear_loss
-from llama_scale.train.names import logical_parameters
+from llama_scale.train.names import ANCHOR, logical_parameters
 from llama_scale.train.rope import inverse_frequencies, rotation
 from llama_scale.train.versions import GPTModel, TransformerConfig, mcore_random, parallel_state, tensor_parallel
 
@@ -39,6 +42,7 @@ class LlamaModel(GPTModel):
         chunk: What this chunk holds.
         padded_vocab: Rows of embedding and output layer over all ranks, padding included.
         virtual_rank: Number of this chunk on its pipeline rank; None without virtual stages.
+        adapters: Names of the run's adapters, in the spec's order.
     """
 
     def __init__(
@@ -49,10 +53,11 @@ class LlamaModel(GPTModel):
         chunk: Chunk,
         padded_vocab: int,
         virtual_rank: int | None,
+        adapters: Sequence[str] = (),
     ) -> None:
         super().__init__(
             config,
-            block_spec(config, len(chunk.layers)),
+            block_spec(config, len(chunk.layers), adapters=bool(adapters)),
             vocab_size=padded_vocab,
             max_sequence_length=shape.max_position_embeddings,
             pre_process=chunk.has_embedding,
@@ -65,6 +70,9 @@ class LlamaModel(GPTModel):
         self.shape = shape
         self.rows = _vocabulary_rows(shape.vocab_size, padded_vocab)
         self.inverse_frequencies = inverse_frequencies(shape)
+        self.anchor: torch.nn.Parameter | None
+        self.register_parameter(ANCHOR, None)
+        self.adapter_numbers = {name: number for number, name in enumerate(adapters)}
 
     def forward(self, batch: MicroBatch, *, with_loss: bool = True) -> torch.Tensor:
         """Run this chunk on a micro-batch; input of later stages is set by Megatron-Core's schedule.
@@ -92,10 +100,33 @@ class LlamaModel(GPTModel):
         positions = batch["position_ids"]
         documents = batch.get("documents")
         return self.decoder(
-            hidden_states=self.embedding(batch["tokens"], positions) if self.pre_process else None,
+            hidden_states=self._first_hidden(batch),
             attention_mask=None if documents is None else document_mask(documents),
+            context=encode_rows(self.routes(batch), self.adapter_numbers) if self.adapter_numbers else None,
             rotary_pos_emb=rotation(self.inverse_frequencies, positions, dtype=self.config.params_dtype),
         )
+
+    def routes(self, batch: MicroBatch) -> tuple[Route, ...]:
+        """Return which rows go which way; without word of the batch, all through the run's one adapter or the base."""
+        if "routes" in batch:
+            return batch["routes"]
+        assert len(self.adapter_numbers) <= 1, "several adapters need routes"
+        adapter = next(iter(self.adapter_numbers), None)
+        return (Route(adapter=adapter, task=None, start=0, stop=batch["position_ids"].shape[0]),)
+
+    def _first_hidden(self, batch: MicroBatch) -> torch.Tensor:
+        """Return what this chunk's layers start from; later stages are given it by ``set_input_tensor``."""
+        if self.pre_process:
+            hidden = self.embedding(batch["tokens"], batch["position_ids"])
+            # Recomputation differentiates with respect to its input, or not at all.
+            if self.config.recompute_granularity == "full" and not hidden.requires_grad:
+                hidden = hidden.detach().requires_grad_(torch.is_grad_enabled())
+        else:
+            hidden = self.decoder.input_tensor
+        if self.anchor is not None:
+            hidden = linked(hidden, self.anchor)
+        self.decoder.set_input_tensor(hidden)
+        return hidden
 
     def whole_sequence(self, hidden: torch.Tensor) -> torch.Tensor:
         """Enter the column-parallel output layer: gather the sequence, sum gradients over the tensor group."""
@@ -158,6 +189,7 @@ def build_chunks(
     # Nothing here is random, but sequence parallel layers enter the tracker's streams.
     mcore_random.model_parallel_cuda_manual_seed(spec.seed, force_reset_rng=True)
     config = transformer_config(spec, plan)
+    adapters = [adapter.name for adapter in spec.adapters]
     padded = padded_vocab_size(plan.shape.vocab_size, tp_size=plan.topology.tp_size, multiple=plan.vocab_pad_multiple)
     stage = plan.stages[coordinates.pp_rank]
     with cpu.construction():
@@ -168,11 +200,16 @@ def build_chunks(
                 chunk=chunk,
                 padded_vocab=padded,
                 virtual_rank=virtual_rank if len(stage) > 1 else None,
+                adapters=adapters,
             )
             for virtual_rank, chunk in enumerate(stage)
         ]
+        add_extensions(chunks, spec, plan, coordinates)
     for local in logical_parameters(chunks, plan, coordinates):
         _mark_sharding(local.tensor, local.parameter.tp_dim)
+        if local.parameter.partial_gradient and config.sequence_parallel:
+            local.tensor.sequence_parallel = True
+    prepare_training(chunks, plan, coordinates)
     if initialize:
         initialize_chunks(chunks, plan, coordinates, seed=spec.seed, std=spec.model.init_std)
     return chunks

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llama_scale.layout.boxes import Box
-from llama_scale.layout.parameters import EMBEDDING, HEAD, Parameter, iter_parameters, local_box
+from llama_scale.layout.parameters import EMBEDDING, HEAD, Parameter, local_box
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import RunPlan
@@ -55,6 +55,10 @@ _FUSED_NORMS = {
 }
 """Transformer Engine keeps a norm's weight inside the linear layer that follows it."""
 
+ANCHOR = "anchor"
+"""A chunk's parameter without meaning, in no table: it trains where nothing else of the chunk does, for optimizers and
+backward passes that need something there."""
+
 
 def global_name(name: str, layers: Sequence[int]) -> str:
     """Turn a chunk's parameter name into the table's: global layer number, norms unfused.
@@ -81,12 +85,14 @@ def logical_parameters(
         coordinates: This rank's place.
 
     Raises:
-        KeyError: A module has a parameter that the table does not know (a bug, or an adapter's).
+        KeyError: A module has a parameter that the table does not know (a bug).
     """
-    table = {p.name: p for p in iter_parameters(plan.shape)}
+    table = {p.name: p for p in plan.all_parameters()}
     tp_size = plan.topology.tp_size
     for chunk, module in zip(plan.stages[coordinates.pp_rank], chunks, strict=True):
         for local, tensor in module.named_parameters():
+            if local == ANCHOR:
+                continue
             name = global_name(local, chunk.layers)
             tied_copy = name == HEAD and plan.shape.tie_word_embeddings
             parameter = table[EMBEDDING if tied_copy else name]

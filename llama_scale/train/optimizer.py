@@ -110,6 +110,9 @@ def _pairs(single: Any) -> Iterator[tuple[nn.Parameter, torch.Tensor, int | None
     elif hasattr(single, "float16_groups"):
         for parameter, main in _flat_pairs(single.float16_groups, single.fp32_from_float16_groups):
             yield parameter, main, None
+        for group in single.fp32_from_fp32_groups:
+            for parameter in group:
+                yield parameter, parameter, None
     else:
         for parameter in single.get_parameters():
             yield parameter, parameter, None

@@ -17,10 +17,19 @@ if TYPE_CHECKING:
 
 
 def weight_pieces(
-    parameters: Iterable[LocalParameter], plan: RunPlan, coordinates: Coordinates
+    parameters: Iterable[LocalParameter], plan: RunPlan, coordinates: Coordinates, *, frozen: bool
 ) -> Iterator[LocalPiece]:
-    """Yield a rank's weights; replicas share the writing among the data parallel ranks, parameter by parameter."""
+    """Yield a rank's weights; replicas share the writing among the data parallel ranks, parameter by parameter.
+
+    Args:
+        parameters: All of the rank's.
+        plan: The run's plan.
+        coordinates: This rank's place.
+        frozen: Yield those that do not train, too.
+    """
     for index, local in enumerate(parameters):
+        if not (frozen or plan.trains(local.parameter)):
+            continue
         yield LocalPiece(
             group="model",
             name=local.name,
@@ -91,6 +100,24 @@ def existing_elements(local: LocalParameter, part: HeldParameter) -> int:
     return max(0, min(part.main.numel(), local.box.numel - part.start))
 
 
+def expected_parameters(
+    parameters: Iterable[LocalParameter], reader: TensorReader, plan: RunPlan, *, optimizer: bool
+) -> Iterator[LocalParameter]:
+    """Yield the parameters that a checkpoint fills.
+
+    Args:
+        parameters: All of the rank's.
+        reader: The checkpoint.
+        plan: The run's plan.
+        optimizer: Training goes on from it, so it has what trains; otherwise it is a base to start from, and what it
+            does not know of adapters and heads stays as initialised.
+    """
+    stored = set(reader.tensors("model"))
+    for local in parameters:
+        if plan.trains(local.parameter) if optimizer else local.parameter.owner == "base" or local.name in stored:
+            yield local
+
+
 @torch.no_grad()
 def fill_from(
     reader: TensorReader,
@@ -102,7 +129,8 @@ def fill_from(
 ) -> None:
     """Fill weights, masters and (with ``optimizer``) moments from a checkpoint of any layout and precision.
 
-    Where the checkpoint has fp32 masters, fp32 tensors are filled from them.
+    Where the checkpoint has fp32 masters, fp32 tensors are filled from them. ``parameters`` are those that it should
+    hold (``expected_parameters``); the others stay as they are, without moments.
 
     Raises:
         CheckpointError: A tensor is missing or has another shape.

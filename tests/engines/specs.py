@@ -52,6 +52,9 @@ class Case:
     engine: dict[str, Any] | None = None
     device: str = "cpu"
     seed: int = 7
+    adapters: tuple[dict[str, Any], ...] = ()
+    sections: dict[str, Any] = field(default_factory=dict)
+    """More sections of the spec, or others in their place."""
 
     @property
     def world_size(self) -> int:
@@ -99,6 +102,8 @@ class Case:
                 "precision": {"compute": self.compute, "gradients": self.gradients},
                 "recompute": self.recompute,
                 "cluster": {"nodes": 1, "devices_per_node": self.world_size, "device": self.device},
+                "adapters": self.adapters,
+                **self.sections,
             }
         )
 

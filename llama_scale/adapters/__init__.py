@@ -1,0 +1,1 @@
+"""The built-in adapters, found by entry points like anyone's: a light descriptor and a torch module each."""

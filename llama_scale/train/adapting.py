@@ -1,0 +1,175 @@
+"""Adapters in a transformer layer: which rows are whose, and where each is called.
+
+The base's matrix products run once over all rows of a micro-batch; an adapter changes what comes out for its rows. A
+layer without adapters runs as if this module did not exist.
+
+Shape letters: S sequence, B rows of the micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from llama_scale.extensions.adapter import LayerAdapter
+    from llama_scale.train.engine import Route
+
+
+def linked(hidden: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Return ``hidden`` as if it depended on ``others`` too: their gradients are zeros.
+
+    So every trainable parameter gets a gradient in every micro-batch, whoever's rows are in it, and a pipeline's
+    backward pass crosses layers in which nothing trains without computing them.
+    """
+    return _Linked.apply(hidden, *others)
+
+
+class _Linked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, *others):
+        # Saving them would keep the activations alive that the linked-over layers need not keep.
+        ctx.kinds = [(other.shape, other.dtype, other.device) for other in others]
+        # Not a view: Megatron-Core frees what was sent to the next stage, which a view would not allow.
+        return hidden.new_empty(0).set_(hidden.detach())
+
+    @staticmethod
+    def backward(ctx, grad):
+        zeros = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.kinds)
+        return grad if ctx.needs_input_grad[0] else None, *zeros
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Consecutive rows of a micro-batch.
+
+    Args:
+        adapter: Number of their adapter in the spec; None: the bare base.
+        start: First row.
+        stop: First row after them.
+    """
+
+    adapter: int | None
+    start: int
+    stop: int
+
+
+def encode_rows(routes: Iterable[Route], numbers: Mapping[str, int]) -> torch.Tensor:
+    """Return routes as an int64 tensor ``[n, 3]`` on the CPU, the form in which recomputation keeps them.
+
+    Megatron-Core's recomputation passes tensors only, each micro-batch its own: anything that a layer would look up
+    elsewhere would be a later micro-batch's by then.
+    """
+    rows = [(-1 if r.adapter is None else numbers[r.adapter], r.start, r.stop) for r in routes]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def decode_rows(encoded: torch.Tensor) -> tuple[Rows, ...]:
+    """Undo ``encode_rows``."""
+    return tuple(Rows(None if adapter < 0 else adapter, start, stop) for adapter, start, stop in encoded.tolist())
+
+
+class LayerHooks:
+    """The adapters of one layer, each applied to its rows.
+
+    Args:
+        adapters: Adapter's number in the spec -> its part in this layer.
+    """
+
+    def __init__(self, adapters: Mapping[int, LayerAdapter]) -> None:
+        self._adapters = dict(adapters)
+        self._rows: tuple[Rows, ...] = ()
+        self._outputs = {number: adapter.outputs() for number, adapter in adapters.items()}
+        self._blocks = {number: adapter.blocks() for number, adapter in adapters.items()}
+
+    def select(self, rows: Sequence[Rows]) -> None:
+        """Say whose rows the following calls are about."""
+        self._rows = tuple(rows)
+
+    def unused(self) -> Iterator[nn.Parameter]:
+        """Yield the trainable parameters of adapters that have no rows now."""
+        present = {rows.adapter for rows in self._rows}
+        for number, adapter in self._adapters.items():
+            if number not in present:
+                yield from (p for p in adapter.parameters() if p.requires_grad)
+
+    def changes_outputs(self, *targets: str) -> bool:
+        """Tell whether an output of these linear layers is changed for any row."""
+        return any(
+            target in self._outputs[rows.adapter]
+            for rows in self._rows
+            if rows.adapter in self._adapters
+            for target in targets
+        )
+
+    def input(self, target: str, x: torch.Tensor) -> torch.Tensor:
+        """Change a row parallel layer's input ``[S, B, in]``."""
+        return self._each(
+            lambda number: target in self._adapters[number].changes_input,
+            lambda adapter, part: adapter.input(target, x[:, part]),
+            x,
+        )
+
+    def output(self, target: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Change a linear layer's output ``y`` of ``x``, ``[S, B, ...]``."""
+        return self._each(
+            lambda number: target in self._outputs[number],
+            lambda adapter, part: adapter.output(target, x[:, part], y[:, part]),
+            y,
+        )
+
+    def block(self, which: str, y: torch.Tensor) -> torch.Tensor:
+        """Change what a block adds to the residual stream, ``[S, B, hidden]``."""
+        return self._each(
+            lambda number: which in self._blocks[number],
+            lambda adapter, part: adapter.block(which, y[:, part]),
+            y,
+        )
+
+    def prefixes(self) -> list[tuple[slice, tuple[torch.Tensor, torch.Tensor] | None]]:
+        """Return each run of rows with the keys and values before it; empty if no row has any."""
+        found = [
+            (slice(r.start, r.stop), self._adapters[r.adapter].prefix() if r.adapter in self._adapters else None)
+            for r in self._rows
+        ]
+        return found if any(prefix is not None for _, prefix in found) else []
+
+    def _each(
+        self,
+        concerns: Callable[[int], bool],
+        change: Callable[[LayerAdapter, slice], torch.Tensor],
+        whole: torch.Tensor,
+    ) -> torch.Tensor:
+        """Replace the rows of those adapters that ``concerns`` by what ``change`` makes of them."""
+        parts: list[torch.Tensor] = []
+        changed = False
+        for rows in self._rows:
+            part = slice(rows.start, rows.stop)
+            if rows.adapter in self._adapters and concerns(rows.adapter):
+                changed = True
+                parts.append(change(self._adapters[rows.adapter], part))
+            else:
+                parts.append(whole[:, part])
+        if not changed:
+            return whole
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def split_parts(fused: torch.Tensor, sizes: Sequence[int], *, dim: int) -> Sequence[torch.Tensor]:
+    """Cut a fused projection along a dim into contiguous tensors; their gradients are written as one."""
+    return _SplitParts.apply(fused, tuple(sizes), dim)
+
+
+class _SplitParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, fused: torch.Tensor, sizes: tuple[int, ...], dim: int) -> Any:
+        ctx.dim = dim
+        return tuple(part.contiguous() for part in fused.split(sizes, dim=dim))
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor) -> Any:
+        return torch.cat(grads, dim=ctx.dim), None, None
