@@ -13,6 +13,7 @@ from llama_scale.cli.output import emit, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
 from llama_scale.errors import LaunchError, SpecError
 from llama_scale.launchers.base import Bundle, load_launcher
+from llama_scale.launchers.kubernetes_objects import RUN_NAME
 from llama_scale.plan.fit import problems
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.runs.folder import RunFolder, write_files
@@ -60,7 +61,8 @@ def launch(
     from llama_scale.cli.start import begin  # lazy: a dry run starts nothing
     from llama_scale.runs.preflight import check_inputs
 
-    check_inputs(resolved)
+    if resolved.launcher.kind != "kubernetes":  # its images and claims have what a run needs, not this machine
+        check_inputs(resolved)
     run = RunFolder.create(runs_dir, name=resolved.name, files=bundle.files)
     raise typer.Exit(begin(run, spec=resolved, plan=plan, detach=detach))
 
@@ -82,4 +84,11 @@ def _show(bundle: Bundle, out: Path | None) -> None:
         write_files(out, bundle.files)
     except OSError as error:
         raise LaunchError(f"cannot write the bundle into {out}: {error.strerror}") from error
-    say(f"bundle {bundle.digest[:12]} written: {out}; run it with: bash {shlex.quote(str(out))}/launch.sh RUN_DIR")
+    say(f"bundle {bundle.digest[:12]} written: {out}; {_by_hand(bundle, shlex.quote(str(out)))}")
+
+
+def _by_hand(bundle: Bundle, folder: str) -> str:
+    """Say how a bundle is run without llama-scale."""
+    if "job.yaml" in bundle.files:
+        return f"apply it with: sed s/{RUN_NAME}/NAME/g {folder}/job.yaml | kubectl apply -f -"
+    return f"run it with: bash {folder}/launch.sh RUN_DIR"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections import deque
 from pathlib import Path
@@ -18,6 +19,7 @@ from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.progress import Follower
 from llama_scale.runs.rank_logs import rank_log_path
 from llama_scale.runs.records import ENDED
+from llama_scale.runs.submission import load_submission, log_command
 from llama_scale.runs.view import GONE, NEVER, look
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -39,6 +41,8 @@ def logs(
     """Print the log of one rank (rank 0 by default), or follow it until the run ends."""
     folder = find_run(run, root=runs_dir)
     path = _log_file(folder, rank)
+    if not path.exists() and (command := _schedulers_log(folder, rank, follow=follow)):
+        raise typer.Exit(subprocess.call(command))
     # What is read now is printed through the follower, so that no line falls between two readings.
     follower = Follower(path)
     first = follower.lines()
@@ -58,6 +62,12 @@ def logs(
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _schedulers_log(run: RunFolder, rank: str, *, follow: bool) -> list[str] | None:
+    """Return the command that prints a log which only a scheduler has: that of rank 0 and its agent."""
+    submission = load_submission(run)
+    return log_command(submission, follow=follow) if submission is not None and rank in ("0", "agent") else None
 
 
 def _print(line: bytes) -> None:

@@ -77,7 +77,8 @@ def resume(
         found = _continue(folder, overrides or [])
         if found.decision.kind == "refuse":
             raise LaunchError(f"cannot resume {folder.path}:\n  " + "\n  ".join(found.decision.reasons))
-        check_inputs(found.spec, warm_start=found.decision.kind == "start")
+        if found.spec.launcher.kind != "kubernetes":  # what a run needs is in its images and claims
+            check_inputs(found.spec, warm_start=found.decision.kind == "start")
         for line in _describe(found):
             say(line)
         bundle = load_launcher(found.spec.launcher.kind).render(found.spec, found.plan, python=sys.executable)

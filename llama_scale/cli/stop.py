@@ -14,7 +14,7 @@ from llama_scale.runs.find import find_run
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.lock import is_running
 from llama_scale.runs.records import ENDED
-from llama_scale.runs.submission import cancel, load_submission
+from llama_scale.runs.submission import cancel, load_submission, stops_by_cancelling
 from llama_scale.runs.view import GONE, RunView, look
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -39,8 +39,8 @@ def stop(
     folder = find_run(run, root=runs_dir)
     view = look(folder)
     submission = load_submission(folder)
-    if submission is not None and view.state == "queued":
-        cancel(folder, submission)
+    if submission is not None and stops_by_cancelling(submission, state=view.state):
+        cancel(folder, submission, state=view.state)
         say(f"{folder.name}: {look(folder).message}")
         return
     if not is_running(folder) and (submission is None or view.state in ENDED or view.state == GONE):

@@ -61,3 +61,12 @@ def forwarded(environment: Mapping[str, str], text: str) -> dict[str, str]:
         for name, value in sorted(environment.items())
         if any(fnmatchcase(name, pattern) for pattern in patterns)
     }
+
+
+def forward_regex(patterns: Sequence[str]) -> str:
+    """Return patterns as one regular expression for ``grep -E``.
+
+    >>> forward_regex(["NCCL_*", "HF_TOKEN"])
+    '^(HF_TOKEN|NCCL_.*)$'
+    """
+    return "^(" + "|".join(pattern.replace("*", ".*") for pattern in sorted(set(patterns))) + ")$"

@@ -20,14 +20,23 @@ class JobView:
         phase: Where they stand together: running if one runs, else waiting if one waits. ``unknown``: the scheduler
             cannot be asked, from here or now.
         words: The scheduler's own words, for people.
+        outcome: How they ended, of schedulers that say so reliably; empty leaves it to the run folder.
     """
 
     phase: JobPhase
     words: str
+    outcome: Literal["", "succeeded", "failed", "stopped"] = ""
 
 
 class Queue(Protocol):
-    """A scheduler. A launcher that has one carries it as ``queue``."""
+    """A scheduler. A launcher that has one carries it as ``queue``.
+
+    Attributes:
+        cancel_saves: Cancelling is how a run is stopped: its ranks save first, and they do not see the run folder of
+            the machine that launches.
+    """
+
+    cancel_saves: bool
 
     def submit(self, run: Path, *, bundle: Path, spec: RunSpec, environment: Mapping[str, str]) -> tuple[str, ...]:
         """Queue exactly this bundle for this run folder; return the jobs' names.

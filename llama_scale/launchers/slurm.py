@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from llama_scale.launchers.base import Bundle, Job
 from llama_scale.launchers.cluster import common_files, node_script
-from llama_scale.launchers.environment import BASE_VARIABLES, NETWORK_VARIABLES
+from llama_scale.launchers.environment import BASE_VARIABLES, NETWORK_VARIABLES, forward_regex
 from llama_scale.launchers.script import start_script
 from llama_scale.launchers.slurm_queue import SlurmQueue
 from llama_scale.launchers.template import fill
@@ -49,7 +48,7 @@ class SlurmLauncher:
             host_python=python,
             grace_s=f"{launcher.grace_s:g}",
             container=launcher.container,
-            forward_regex=_regex((*NETWORK_VARIABLES, *launcher.forward)),
+            forward_regex=forward_regex((*NETWORK_VARIABLES, *launcher.forward)),
         )
         inside = launcher.container.python if launcher.container else python
         node = node_script(spec, python=inside, node_rank="${SLURM_NODEID:-}", caller="srun")
@@ -88,7 +87,3 @@ def _options(spec: RunSpec, launcher: Section) -> list[tuple[str, str | None]]:
         chosen.append(("exclusive", None))
     # An option without a value is a switch, e.g. {contiguous: ''}.
     return chosen + [(name, value or None) for name, value in sorted(launcher.options.items())]
-
-
-def _regex(patterns: tuple[str, ...]) -> str:
-    return "^(" + "|".join(re.escape(pattern).replace(r"\*", ".*") for pattern in sorted(patterns)) + ")$"

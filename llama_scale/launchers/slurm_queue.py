@@ -26,6 +26,8 @@ _RUNNING = frozenset(
 class SlurmQueue:
     """See ``Queue``. Names of jobs are Slurm's numbers."""
 
+    cancel_saves = False
+
     def submit(self, run: Path, *, bundle: Path, spec: RunSpec, environment: Mapping[str, str]) -> tuple[str, ...]:
         """Queue ``job.sh``, as many times as ``chain`` says, each after the one before."""
         names = (bundle / "forward").read_text(encoding="utf-8")

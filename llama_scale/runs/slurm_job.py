@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llama_scale.checkpoint.manifest import newest_complete
-from llama_scale.errors import LaunchError
+from llama_scale.errors import PREEMPTED_EXIT, LaunchError
 from llama_scale.launchers.slurm_queue import SlurmQueue, job_state, requeue
 from llama_scale.runs.atomic import write_atomically
 from llama_scale.runs.folder import RunFolder
@@ -70,13 +70,18 @@ class SlurmJob:
 
     def settle(self, outcome: Outcome) -> Outcome:
         """Say what a preempted run does next; see ``Supervisor``."""
+        lost = outcome.first_failure is not None and outcome.first_failure.kind == "node-lost"
+        running = outcome.state not in ("preempted", "failed") or self._state() == "RUNNING"
+        if outcome.state == "failed" and (lost or not running):
+            # Not the run's own fault: Slurm is ending the job, e.g. for a node that it lost, or is about to notice.
+            outcome = replace(outcome, state="preempted", exit_code=PREEMPTED_EXIT)
         if outcome.state != "preempted":
             self.cancel_rest()
             return outcome
-        state = self._state()
-        if state == "CANCELLED":
-            self.cancel_rest()
-            return replace(outcome, state="stopped", message=f"{outcome.message} (job {self._job} was cancelled)")
+        if not running:
+            # Slurm ends the job already: somebody cancelled it, or Slurm queues it again by itself; it does not say
+            # which until then, and a requeue would revive a cancelled job.
+            return replace(outcome, message=f"{outcome.message} (Slurm ends job {self._job})")
         if self.rest():
             message = f"{outcome.message}; job {self.rest()[0]} goes on"
             return replace(outcome, state="queued", message=message)

@@ -85,20 +85,41 @@ def ask(submission: Submission, *, patience_s: float = _ASK_S) -> JobView:
     return answer
 
 
-def cancel(run: RunFolder, submission: Submission) -> None:
-    """Take a run that waits out of the queue, and say so in its status.
+def stops_by_cancelling(submission: Submission, *, state: str) -> bool:
+    """Tell whether a run is stopped by taking its jobs back, rather than by a request in the run folder."""
+    return state == "queued" or (state not in ENDED and _queue(submission).cancel_saves)
+
+
+def cancel(run: RunFolder, submission: Submission, *, state: str) -> None:
+    """Take a run's jobs back, and say so in its status.
+
+    Args:
+        run: The run folder.
+        submission: What the scheduler was given.
+        state: State of the run now.
 
     Raises:
         LaunchError: The scheduler cannot be asked.
     """
-    _queue(submission).cancel(submission.jobs)
-    message = f"taken out of the queue before it ran ({', '.join(submission.jobs)})"
+    queue = _queue(submission)
+    queue.cancel(submission.jobs)
+    jobs = ", ".join(submission.jobs)
+    message = f"taken out of the queue before it ran ({jobs})"
     old = load_record(run.status, Status)
-    if old is not None and old.step:
-        message = f"taken out of the queue while it waited to go on ({', '.join(submission.jobs)})"
+    if state != "queued":
+        message = f"told to save and leave ({jobs})"
+    elif old is not None and old.step:
+        message = f"taken out of the queue while it waited to go on ({jobs})"
     fresh = new_status(state="stopped", message=message, exit_code=0)
     keep = {name: getattr(old, name) for name in ("attempt", "step", "steps", "checkpoint")} if old else {}
     write_status(run, fresh.model_copy(update=keep))
+
+
+def log_command(submission: Submission, *, follow: bool) -> list[str] | None:
+    """Return the command that prints what the scheduler keeps of rank 0's log; None if logs are in the run folder."""
+    command = getattr(_queue(submission), "log_command", None)
+    found: list[str] | None = command(submission.jobs, follow=follow) if command else None
+    return found
 
 
 def check_idle(run: RunFolder) -> None:

@@ -76,31 +76,30 @@ def look(run: RunFolder) -> RunView:
     status = load_record(run.status, Status)
     if status is None:
         return RunView(run=run, state=NEVER, status=None)
-    if status.state in ENDED:
-        return RunView(run=run, state=status.state, status=status)
     submission = load_submission(run)
     if submission is not None:
         return _look_at_jobs(run, status, submission)
+    if status.state in ENDED:
+        return RunView(run=run, state=status.state, status=status)
     left = tuple(list_marked(f"{RUN_VARIABLE}={run.path}"))
     return RunView(run=run, state=GONE, status=status, leftovers=left)
 
 
 def _look_at_jobs(run: RunFolder, status: Status, submission: Submission) -> RunView:
     """Return how a run is doing whose supervisor is, or was, on some other host."""
-    if status.state != "queued" and is_fresh(run):
+    if status.state in ENDED - {"preempted"}:
+        return RunView(run=run, state=status.state, status=status)
+    if status.state not in ("queued", "preempted") and is_fresh(run):
         return RunView(run=run, state=status.state, status=status)
     answer = ask(submission)
-    # It may have ended between the two looks.
-    status = load_record(run.status, Status) or status
-    if status.state in ENDED:
-        return RunView(run=run, state=status.state, status=status)
-    match answer.phase:
-        case "waiting":
-            state = "queued"
-        case "running":
-            state = "starting" if status.state == "queued" else status.state
-        case "ended":
-            state = GONE
-        case "unknown":
-            state = status.state
+    status = load_record(run.status, Status) or status  # it may have ended between the two looks
+    state: str = status.state
+    if status.state in ENDED - {"preempted"}:
+        return RunView(run=run, state=state, status=status)
+    if answer.phase == "waiting":
+        state = "queued"
+    elif answer.phase == "running" and state == "queued":
+        state = "starting"
+    elif answer.phase == "ended" and state != "preempted":
+        state = answer.outcome or GONE
     return RunView(run=run, state=state, status=status, scheduler=answer.words)

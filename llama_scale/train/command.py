@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ended = _watch(options, attempt_dir)
         verdict = _judge(options, ended, attempt_dir)
     except LaunchError as error:
-        failure = FirstFailure(rank=None, kind="crash", error=str(error))
+        failure = FirstFailure(rank=None, kind="infrastructure", error=str(error))
         verdict = Verdict(state="failed", exit_code=error.exit_code, first_failure=failure, message=str(error))
     sys.stderr.write(f"llama-scale: {verdict.state}: {verdict.message}\n")
     try:

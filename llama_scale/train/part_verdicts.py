@@ -71,14 +71,14 @@ def merge(verdicts: Mapping[int, Verdict], *, nodes: int, devices: int, command:
 
 def _lost(lost: list[int], failed: Mapping[int, Verdict], *, nodes: int, devices: int, how: str) -> Verdict:
     shown = ", ".join(map(str, lost[:8])) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
-    what = "every host" if len(lost) == nodes else f"host {shown} of 0 to {nodes - 1}"
-    error = f"{what} ended without a word: {how}; the agent's log has what it printed"
+    what = "every host" if len(lost) == nodes else f"host {shown} (of 0 to {nodes - 1})"
+    error = f"the agent of {what} left no word of its end; {how}; the agent's log has what it printed"
     ranks = [rank for node in lost for rank in range(node * devices, (node + 1) * devices)]
     victims = {rank for verdict in failed.values() for rank in verdict.victims} | set(ranks)
     return Verdict(
         state="failed",
         exit_code=LaunchError.exit_code,
-        first_failure=FirstFailure(rank=None, kind="crash", error=error),
+        first_failure=FirstFailure(rank=None, kind="node-lost", error=error),
         victims=tuple(sorted(victims)),
         message=error,
     )

@@ -50,7 +50,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=5
+KillWait=30
 MessageTimeout=10
 SlurmctldTimeout=30
 SlurmdTimeout=10
@@ -170,13 +170,13 @@ class Slurm:
         """Cancel all jobs, and wait until no process of them is left."""
         self.call("scancel", "-u", "root", "--full", check=False)
         self.call("scancel", "-u", "root", check=False)
-        self.wait(lambda: not self.call("squeue", "-h", check=False).strip(), what="an empty queue", timeout_s=40)
+        self.wait(lambda: not self.call("squeue", "-h", check=False).strip(), what="an empty queue", timeout_s=90)
 
     def start_now(self, number: str) -> None:
         """Let a requeued job start without waiting for its old credentials to run out."""
         self.call("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
 
-    def wait(self, condition: Callable[[], Any], *, what: str, timeout_s: float = 60) -> Any:
+    def wait(self, condition: Callable[[], Any], *, what: str, timeout_s: float = 120) -> Any:
         """Return the first true value of a condition."""
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
