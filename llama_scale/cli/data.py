@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_scale.cli.data_examples import app as examples
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.data.documents import TextUnit, find_source
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 corpus = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 app.add_typer(corpus, name="corpus")
+app.add_typer(examples, name="examples")
 
 _SMALL_BYTES = 8 << 20
 """Input that one process encodes sooner than several have started."""

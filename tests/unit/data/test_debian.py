@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_scale.data import debian
+from llama_scale.data import apt, debian
 from llama_scale.errors import DataError
 
 TRANSLATION = """Package: shotwell
@@ -58,7 +58,7 @@ def install_apt(folder: Path, monkeypatch: pytest.MonkeyPatch, *, body: str) -> 
         (folder / name).write_text(text)
         (folder / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-    monkeypatch.setattr(debian, "_HELPER", folder / "apt-helper")
+    monkeypatch.setattr(apt, "_HELPER", folder / "apt-helper")
 
 
 def test_descriptions_become_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_machine_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_slow_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_apt(tmp_path, monkeypatch, body="exec sleep 30")
-    monkeypatch.setattr(debian, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(apt, "_TIMEOUT_S", 0.2)
 
     with pytest.raises(DataError, match=r"apt-get took longer than 0.2 s; is the network slow\?"):
         debian.write_debian_corpus(tmp_path / "a.jsonl")
