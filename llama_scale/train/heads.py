@@ -1,0 +1,147 @@
+"""The losses of a run's tasks on the last stage: the output layer's for language modelling, or a head of their own.
+
+Shape letters: S sequence (this rank's part of it with sequence parallelism), B rows of the micro-batch, R rows of one
+task, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from llama_scale.extensions.task import TaskRows
+from llama_scale.layout.parameters import head_parameter
+from llama_scale.train.adapting import linked
+from llama_scale.train.statistics import TASK
+from llama_scale.train.versions import parallel_state, tensor_parallel
+
+if TYPE_CHECKING:
+    from llama_scale.train.engine import MicroBatch, Route
+    from llama_scale.train.model import LlamaModel
+    from llama_scale.train.run_tasks import RunTask
+
+
+class TaskHeads:
+    """Compute a micro-batch's loss from its routes.
+
+    Args:
+        tasks: The run's tasks.
+        model: The chunk with the head; it holds the tasks' parameters.
+    """
+
+    def __init__(self, tasks: Sequence[RunTask], model: LlamaModel) -> None:
+        self._tasks = {task.name: task for task in tasks}
+        self._model = model
+        # By name, not by value: ZeRO 3 and others replace what a parameter holds.
+        named = [name for name, _ in model.named_parameters()]
+        self._names = {
+            task.name: {
+                name.removeprefix(prefix): name
+                for prefix in [head_parameter(task.name, "")]
+                for name in named
+                if name.startswith(prefix)
+            }
+            for task in tasks
+        }
+
+    def loss(self, hidden: torch.Tensor, batch: MicroBatch, routes: Sequence[Route]) -> torch.Tensor:
+        """Return the summed loss of rows that each go through one adapter or none.
+
+        In training, each task's part is added to the model's statistics.
+
+        Every trainable parameter of the heads and of the output layer gets a gradient, zeros without rows of its tasks.
+
+        Args:
+            hidden: Final hidden states ``[S, B, H]``.
+            batch: The micro-batch.
+            routes: Whose rows they are; start and stop count in ``hidden`` and in ``batch`` alike.
+        """
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        waiting = set(self._tasks)
+        spoke = False
+        for route in routes:
+            rows = hidden[:, route.start : route.stop]
+            weights = batch["loss_mask"][route.start : route.stop]
+            if route.task is not None and self._tasks[route.task].head == "own":
+                part = self._own_loss(rows, batch, route)
+                waiting.discard(route.task)
+            else:
+                part = self._model.language_loss(rows, batch["labels"][route.start : route.stop], weights)
+                spoke = True
+            if route.task is not None and self._model.training:
+                self._model.statistics.add(TASK + route.task, part, weights.sum())
+            total = total + part
+        unused = [parameter for task in self._tasks if task in waiting for parameter in self._parameters(task).values()]
+        if not spoke:
+            unused.append(self._model.head_weight())
+        return linked(total, *(parameter for parameter in unused if parameter.requires_grad))
+
+    def _own_loss(self, hidden: torch.Tensor, batch: MicroBatch, route: Route) -> torch.Tensor:
+        assert route.task is not None
+        rows = slice(route.start, route.stop)
+        extra = batch.get("extra", {}).get(route.task, {})
+        found = TaskRows(
+            tokens=batch["tokens"][rows],
+            weights=batch["loss_mask"][rows],
+            documents=batch["documents"][rows],
+            extra={name: values.to(hidden.device) for name, values in extra.items()},
+        )
+        context = _Context(self._parameters(route.task), route.pool)
+        whole = self._whole_sequence(hidden)
+        return self._tasks[route.task].task.loss(whole, found, context).float()
+
+    def _whole_sequence(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Gather the sequence; each tensor parallel rank computes the same loss, so gradients are not summed."""
+        if not self._model.config.sequence_parallel or self._model.rows.group is None:
+            return hidden
+        return tensor_parallel.gather_from_sequence_parallel_region(
+            hidden, tensor_parallel_output_grad=False, group=self._model.rows.group
+        )
+
+    def _parameters(self, task: str) -> dict[str, nn.Parameter]:
+        return {short: self._model.get_parameter(name) for short, name in self._names[task].items()}
+
+
+class _Context:
+    """Implements ``extensions.task.HeadContext`` over the data parallel group."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], pool: tuple[int, ...]) -> None:
+        self.parameters = parameters
+        self._pool = pool
+        self._rank = parallel_state.get_data_parallel_rank() if len(pool) > 1 else 0
+
+    @property
+    def own_offset(self) -> int:
+        return sum(self._pool[: self._rank])
+
+    def gather_replicas(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self._pool) <= 1:
+            return x
+        return _Gather.apply(x, self._pool, self._rank)
+
+
+class _Gather(torch.autograd.Function):
+    """Join the replicas' rows, as many as ``pool`` says; backward sums what all replicas want of this one's rows."""
+
+    @staticmethod
+    def forward(ctx, x, pool, rank):
+        ctx.pool, ctx.rank = pool, rank
+        # Equal sizes: not every backend gathers unequal ones.
+        padded = x.new_zeros(max(pool), *x.shape[1:])
+        padded[: x.shape[0]] = x
+        parts = [torch.empty_like(padded) for _ in pool]
+        dist.all_gather(parts, padded, group=parallel_state.get_data_parallel_group())
+        if not x.is_floating_point():
+            ctx.set_materialize_grads(False)
+        return torch.cat([part[:count] for part, count in zip(parts, pool, strict=True)])
+
+    @staticmethod
+    def backward(ctx, grad):
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        start = sum(ctx.pool[: ctx.rank])
+        return total[start : start + ctx.pool[ctx.rank]], None, None
