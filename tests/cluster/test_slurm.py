@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,9 @@ from llama_scale.runs.find import list_runs
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.progress import last_step
 from tests.cluster import host_faults as faults
-from tests.cluster.hosts import Hosts, install_packages
+from tests.cluster.hosts import Host, Hosts, install_packages
 from tests.cluster.slurm import PACKAGES, Slurm
+from tests.cluster.ssh_runs import processes_of, ranks_of
 from tests.live_runs import SPEC, write_spec
 
 _CLUSTER = "{device: cpu, nodes: 2, devices_per_node: 2}"
@@ -115,7 +115,19 @@ def assert_saved(run: RunFolder) -> int:
     return int(newest.name.removeprefix("step-"))
 
 
-def test_run_is_queued_runs_and_leaves_a_done_marker(slurm: Slurm, spec: Path, runs: Path) -> None:
+def _agent(host: Host, run: RunFolder) -> int | None:
+    """Return the agent of a host, or one of its ranks, which have its environment."""
+    return next((pid for pid in processes_of(host, run) if b"train.agent" in command_of(pid)), None)
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_run_is_queued_runs_and_leaves_a_done_marker(slurm: Slurm, hosts: Hosts, spec: Path, runs: Path) -> None:
     hostile = 'it\'s "$(touch pwned)" `x` \\ $HOME\n-y \u00fc'
     slurm.call("scontrol", "update", "PartitionName=main", "State=DOWN")
     options = json.dumps({"comment": "a $(touch pwned) 'b' \u00fc"}, ensure_ascii=False)
@@ -131,30 +143,18 @@ def test_run_is_queued_runs_and_leaves_a_done_marker(slurm: Slurm, spec: Path, r
     assert waiting["state"] == "queued" and "is PENDING (PartitionDown)" in waiting["message"]
     assert slurm.cli("resume", run.path).returncode == 5  # one run at a time
     slurm.call("scontrol", "update", "PartitionName=main", "State=UP")
-    wait_for_steps(slurm, run, 1)
-    variables = _environment_of_rank(slurm, 1)
+    agent = slurm.wait(lambda: _agent(hosts.nodes[1], run), what="the agent")
+    pairs = Path(f"/proc/{agent}/environ").read_bytes().decode().split("\0")
+    variables = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     ended = wait_for_state(slurm, run, "succeeded", "failed")
 
     assert ended["state"] == "succeeded" and ended["exit_code"] == 0
     assert steps(run) == [1, 2, 3, 4] and run.done.is_file()
-    if variables:  # the run was not over before it could be looked at
-        assert variables["HOSTILE"] == hostile and variables["SLURM_JOB_ID"] == job
+    assert variables["HOSTILE"] == hostile and variables["SLURM_JOB_ID"] == job
     shown = slurm.job(job)
     assert shown["TresPerNode"] == "gres:accelerator:2"
     assert not Path("/pwned").exists() and not list(runs.rglob("pwned"))
     assert slurm.cli("logs", run.path).stdout.count("step 4/4") == 1
-
-
-def _environment_of_rank(slurm: Slurm, rank: int) -> dict[str, str]:
-    for pid in slurm.hosts.nodes[0].processes():
-        try:
-            text = Path(f"/proc/{pid}/environ").read_bytes().decode()
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"llama_scale.train.agent" in command:
-            return dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
-    return {}
 
 
 def test_run_stops_and_resumes_from_any_terminal(slurm: Slurm, spec: Path, runs: Path) -> None:
@@ -269,9 +269,7 @@ def test_killed_rank_is_named_and_the_job_starts_it_again(slurm: Slurm, hosts: H
     run = launch(slurm, spec, runs, *restart)
     wait_for_steps(slurm, run, 3)
 
-    agents = [pid for pid in hosts.nodes[1].processes() if _words(pid)[2:4] == ["-m", "llama_scale.train.agent"]]
-    ranks = [pid for pid in agents if _parent(pid) in agents]
-    os.kill(max(ranks), signal.SIGKILL)
+    os.kill(ranks_of(hosts.nodes[1], run)[-1], signal.SIGKILL)
     ended = wait_for_state(slurm, run, "succeeded", "failed", timeout_s=240)
 
     assert ended["state"] == "succeeded" and ended["restarts"] == 1
@@ -279,17 +277,6 @@ def test_killed_rank_is_named_and_the_job_starts_it_again(slurm: Slurm, hosts: H
     assert verdict["first_failure"]["rank"] == 3 and "killed by SIGKILL" in verdict["message"]
     assert verdict["victims"] == [0, 1, 2]
     assert steps(run) == list(range(1, 61))
-
-
-def _words(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-    except OSError:
-        return []
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_job_array_is_refused(slurm: Slurm, spec: Path, runs: Path, tmp_path: Path) -> None:
@@ -302,5 +289,5 @@ def test_job_array_is_refused(slurm: Slurm, spec: Path, runs: Path, tmp_path: Pa
 
     slurm.wait(lambda: output.exists() and "not as a job array" in output.read_text(), what="the refusal")
 
-    assert shlex.quote(job)
+    assert job.isdecimal()
     assert run.attempt_numbers() == []
