@@ -36,5 +36,6 @@ DESCRIPTOR = AdapterDescriptor(
     parameters=prefix_parameters,
     implementation="llama_scale.adapters.prefix_module:Prefix",
     summary="learned keys and values in front of every sequence, in every layer",
+    changes_at_start="attention is shared with the prefix from the start, whatever its values are",
     not_mergeable=lambda _options: "it adds positions to attend to, which no matrix of the base can hold",
 )

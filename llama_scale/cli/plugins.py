@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llama_scale.cli.output import emit, emit_json, say
+from llama_scale.cli.plugins_check import check
 from llama_scale.errors import PluginError
 from llama_scale.extensions.listing import Listed, list_plugins
 
@@ -20,6 +21,9 @@ _HEAD = ("GROUP", "NAME", "DISTRIBUTION", "VERSION", "STATE", "SUMMARY")
 @app.callback()
 def _root() -> None:
     """Adapters, tasks, gates and launchers that installed distributions bring."""
+
+
+app.command("check")(check)
 
 
 @app.command("list")

@@ -126,6 +126,7 @@ class AdapterDescriptor:
         summary: One line for ``plugins list``.
         not_mergeable: options -> the reason why it cannot be added into the base's weights, or None if it can
             (``LayerAdapter.merged_weight`` then gives the merged matrices).
+        changes_at_start: Why a fresh one changes the model; None: it does not (and `plugins check` holds it to that).
         peft: ``package.module:object`` that writes and reads PEFT's format (see ``convert.peft``); None: it has none.
         api_version: Version of this interface it was written for.
     """
@@ -136,6 +137,7 @@ class AdapterDescriptor:
     implementation: str
     summary: str
     not_mergeable: Callable[[Any], str | None]
+    changes_at_start: str | None = None
     peft: str | None = None
     api_version: int = API_VERSION
 

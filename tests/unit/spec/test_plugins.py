@@ -72,7 +72,7 @@ def _told(problems: list[Problem]) -> list[str]:
 def test_built_ins_are_entry_points_of_this_distribution_and_load() -> None:
     installed = catalogue()
 
-    for group in (TASKS, GATES):
+    for group in (ADAPTERS, TASKS, GATES):
         mine = [entry for entry in installed.entries if entry.distribution == OWN_DISTRIBUTION and entry.group == group]
         assert mine
         for entry in mine:
