@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError, PluginError, SpecError
 from llama_scale.runs.folder import RunFolder
+from llama_scale.runs.hang import silent_ranks
 from llama_scale.runs.records import RankFailure, State, Verdict, load_record
 
 _OWN_CODES = frozenset({SpecError.exit_code, PluginError.exit_code})
@@ -65,6 +66,23 @@ def judge(run: RunFolder, attempt: int, *, status: int, stop_reason: str | None,
     # A rank may have found the spec (3) or a plugin (4) at fault; everything else is a failed run.
     code = verdict.exit_code if verdict and verdict.exit_code in _OWN_CODES else LaunchError.exit_code
     return _failed(_message(run, status, verdict, first), first=first, victims=victims, exit_code=code)
+
+
+def judge_hang(run: RunFolder, attempt: int, *, hung: str) -> Outcome:
+    """Turn an attempt that was ended because it hung into an outcome.
+
+    Args:
+        run: The run folder.
+        attempt: Number of the attempt.
+        hung: What was seen.
+    """
+    folder = run.attempt(attempt)
+    silent = silent_ranks(folder)
+    message = f"{hung}; stacks of the ranks: {folder}/stacks-node-*.txt"
+    if silent:
+        message = f"rank {', '.join(map(str, silent))} did not even answer (stopped, or inside the kernel); {message}"
+    first = RankFailure(rank=silent[0] if silent else None, kind="hang", error=message)
+    return _failed(message, first=first, victims=())
 
 
 def _failed(

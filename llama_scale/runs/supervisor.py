@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from llama_scale.launchers.base import Job, load_launcher
 from llama_scale.launchers.processes import adopt_orphans, kill_all, list_marked, list_session, reap_children
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.atomic import write_atomically
+from llama_scale.runs.elastic import healthy_hosts, hosts_of, shrink
 from llama_scale.runs.folder import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder
+from llama_scale.runs.hang import HangWatch
 from llama_scale.runs.lock import RunLock
-from llama_scale.runs.outcome import Outcome, judge
+from llama_scale.runs.outcome import Outcome, judge, judge_hang
 from llama_scale.runs.progress import last_step
+from llama_scale.runs.reserve import give_back, set_aside, write_report
 from llama_scale.runs.restart import decide_restart
 from llama_scale.runs.start import new_status
 from llama_scale.spec.load import load_spec
@@ -40,6 +44,12 @@ _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
 _WAITED = _STOP_SIGNALS | {signal.SIGCHLD}
 _POLL_S = 0.25
 _HEARTBEAT_S = 2.0
+_STACKS_S = 10.0
+"""Time that ranks of a hung attempt get to write their stacks."""
+_END_S = 15.0
+"""Time that hosts get to end the ranks of a hung attempt, before the agent that reaches them is killed."""
+_HOST_KINDS = ("node-lost", "infrastructure")
+"""Failures after which a run may go on without a host."""
 _MARGIN_S = (2.0, 10.0)
 """Least and most seconds over the grace, in which the agent kills ranks that hang and writes its verdict."""
 
@@ -63,6 +73,8 @@ class Supervisor:
         self._preempted_by: str | None = None
         self._spec = spec
         self._launcher = load_launcher(spec.launcher.kind)
+        self._steps = plan.steps
+        self._hung: str | None = None
         self._stop_reason: str | None = None
         self._status = new_status(state="starting", message="starting").model_copy(update={"steps": plan.steps})
 
@@ -72,6 +84,7 @@ class Supervisor:
         while True:
             attempt = self._run.next_attempt()
             self._run.done.unlink(missing_ok=True)
+            set_aside(self._run.path)
             self._update(state="starting", attempt=attempt, message="starting", sync=True)
             outcome = self._attempt(attempt)
             newest = self._newest()
@@ -84,14 +97,35 @@ class Supervisor:
                 if self._spec.restart.max:
                     logger.info("no restart: %s", decision.reason)
                 return self._end(outcome)
-            logger.warning("%s; %s", outcome.message, decision.reason)
+            try:
+                change = self._adapt_to_hosts(outcome)
+            except LlamaScaleError as error:
+                return self._end(replace(outcome, message=f"{outcome.message}; no restart: {error}"))
+            reason = f"{decision.reason}; {change}" if change else decision.reason
+            logger.warning("%s; %s", outcome.message, reason)
             restarted_from = newest or ""
             self._update(
                 restarts=self._status.restarts + 1,
-                message=f"{outcome.message}; {decision.reason}",
+                message=f"{outcome.message}; {reason}",
                 first_failure=outcome.first_failure,
                 victims=outcome.victims,
             )
+
+    def _adapt_to_hosts(self, outcome: Outcome) -> str:
+        """Where the spec allows fewer hosts, remake the run for those that answer; return what changed, if anything.
+
+        Raises:
+            LlamaScaleError: Too few are left.
+        """
+        kind = outcome.first_failure.kind if outcome.first_failure else ""
+        if self._spec.restart.min_nodes is None or kind not in _HOST_KINDS or not hosts_of(self._spec):
+            return ""
+        healthy = healthy_hosts(self._spec)
+        if len(healthy) == len(hosts_of(self._spec)):
+            return ""
+        shrunk = shrink(self._run, self._spec, healthy=healthy)
+        self._spec = shrunk.spec
+        return shrunk.message
 
     def _attempt(self, attempt: int) -> Outcome:
         """Start the bundle once and wait for its end; no process of it is left afterwards."""
@@ -105,9 +139,12 @@ class Supervisor:
             return Outcome(state="failed", exit_code=error.exit_code, message=str(error))
         logger.info("attempt %d: agent %d", attempt, job.pid)
         self._update(state="running", agent_pid=job.pid, agent_pgid=job.pid, message="running", sync=True)
+        self._hung = None
         status, killed = self._wait(job, marker=marker)
         self._clean_up(job, marker=marker)
         outcome = judge(self._run, attempt, status=status, stop_reason=self._stop_reason, killed=killed)
+        if self._hung is not None:
+            outcome = judge_hang(self._run, attempt, hung=self._hung)
         logger.info("attempt %d: status %d: %s: %s", attempt, status, outcome.state, outcome.message)
         return outcome
 
@@ -116,6 +153,7 @@ class Supervisor:
         deadline: float | None = None
         killed = False
         heartbeat = time.monotonic() + _HEARTBEAT_S
+        watch = HangWatch(self._spec.restart, steps=self._steps)
         while (status := job.poll()) is None:
             info = signal.sigtimedwait(_WAITED, _POLL_S)
             if info is not None and info.si_signo in _STOP_SIGNALS:
@@ -135,7 +173,21 @@ class Supervisor:
             if now > heartbeat:
                 heartbeat = now + _HEARTBEAT_S
                 self._update()
+                if deadline is None and (hung := watch.look(last_step(self._run.metrics))):
+                    self._hung = hung
+                    deadline = now + self._end_hung(job)
         return status, killed
+
+    def _end_hung(self, job: Job) -> float:
+        """Have all ranks write down where they are, then end them; return the seconds until they are killed."""
+        logger.error("%s; asking all ranks for their stacks", self._hung)
+        attempt = self._run.attempt(self._status.attempt)
+        os.kill(job.pid, signal.SIGUSR2)
+        limit = time.monotonic() + _STACKS_S
+        while len(list(attempt.glob("stacks-node-*.txt"))) < self._spec.cluster.nodes and time.monotonic() < limit:
+            time.sleep(_POLL_S)
+        (attempt / "end").touch()
+        return 0.0 if self._spec.launcher.kind == "local" else _END_S
 
     def _kill(self, job: Job, *, marker: str) -> None:
         pids = sorted({job.pid, *list_session(job.pid), *list_marked(marker)} - {os.getpid()})
@@ -187,6 +239,7 @@ class Supervisor:
             agent_pgid=None,
             sync=True,
         )
+        give_back(self._run.path)
         # Only now: a `stop` that waits for the end has seen it, and `resume` must not stop at once.
         self._run.stop.unlink(missing_ok=True)
         return outcome.exit_code
@@ -196,8 +249,9 @@ class Supervisor:
         line = last_step(self._run.metrics)
         changes |= {"step": line.step if line else 0, "checkpoint": self._newest(), "updated_utc": _utc()}
         self._status = self._status.model_copy(update=changes)
+        text = self._status.model_dump_json(indent=2) + "\n"
         try:
-            write_atomically(self._run.status, self._status.model_dump_json(indent=2) + "\n", sync=sync)
+            write_report(self._run.path, lambda: write_atomically(self._run.status, text, sync=sync))
         except OSError as error:
             logger.error("cannot write %s: %s", self._run.status, error.strerror)
 
@@ -261,8 +315,9 @@ def _give_up(run: RunFolder, error: OSError | LlamaScaleError, *, owner: bool) -
     logger.error("cannot supervise %s: %s", run.path, error)
     if owner:
         status = new_status(state="failed", message=str(error), exit_code=code)
+        text = status.model_dump_json(indent=2) + "\n"
         try:
-            write_atomically(run.status, status.model_dump_json(indent=2) + "\n")
+            write_report(run.path, lambda: write_atomically(run.status, text))
         except OSError as problem:
             logger.error("cannot write %s: %s", run.status, problem.strerror)
     return code

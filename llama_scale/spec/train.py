@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from llama_scale.spec.base import NonNegativeInt, PositiveInt, Section
+from llama_scale.spec.base import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class Train(Section):
@@ -35,3 +35,13 @@ class Restart(Section):
     max: NonNegativeInt = Field(0, description="Restarts from the newest complete checkpoint before giving up.")
     only_if_progress: bool = Field(True, description="Do not restart twice from the same checkpoint.")
     min_nodes: PositiveInt | None = Field(None, description="Go on with fewer hosts, at least this many.")
+    hang_factor: PositiveFloat | None = Field(
+        20.0,
+        description="No step for so many times the median step: stacks of all ranks are written, the attempt ends; "
+        "null: never.",
+    )
+    hang_min_s: PositiveFloat = Field(
+        300.0,
+        description="... but not before so many seconds without a step (checkpoints, validation); five times as "
+        "many before an attempt's first step.",
+    )

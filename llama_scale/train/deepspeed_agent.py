@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command to its end and return the exit status of the run."""
     options = _parser().parse_args(argv)
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a request for stacks, which this launcher cannot pass on
     job = RankJob(
         run=str(options.run.absolute()),
         attempt=options.attempt,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama_scale.errors import PREEMPTED_EXIT, DataError, LaunchError, LlamaScaleError, PluginError, SpecError
+from llama_scale.runs.reserve import write_report as write_with_reserve
 
 Kind = Literal["crash", "collateral", "config", "data", "oom", "preempted", "infrastructure", "node-lost"]
 """crash: its own fault; collateral: it lost a peer or waited too long for one; config: the spec or the launch;
@@ -114,8 +115,17 @@ def write_json(path: Path, value: object) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        # RUN/attempts/NNN/FILE: the run keeps some room for such words.
+        write_with_reserve(path.parents[2], lambda: _write_text(temporary, json.dumps(value, indent=1)))
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def write_report(attempt_dir: Path, found: ErrorReport) -> None:
