@@ -28,7 +28,7 @@ class _RmsNormCpu(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         hidden = x.shape[-1]
         scaled = x * inverse
-        grad_weight = torch.mul(grad_SBH, scaled).view(-1, hidden).sum(0)
+        grad_weight = torch.mul(grad_SBH, scaled).reshape(-1, hidden).sum(0)
         grad = grad_SBH * weight
         dot = torch.linalg.vecdot(grad, scaled).unsqueeze_(-1).div_(hidden)
         grad.addcmul_(scaled, dot, value=-1).mul_(inverse)
