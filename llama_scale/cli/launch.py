@@ -15,9 +15,10 @@ from llama_scale.errors import LaunchError, SpecError
 from llama_scale.launchers.base import Bundle, load_launcher
 from llama_scale.launchers.kubernetes_objects import RUN_NAME
 from llama_scale.plan.fit import problems
-from llama_scale.plan.run_plan import make_plan
+from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.runs.folder import RunFolder, write_files
 from llama_scale.spec.load import load_spec
+from llama_scale.spec.run import RunSpec
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -39,6 +40,9 @@ def launch(
     allow_oom: Annotated[
         bool,
         typer.Option("--allow-oom", help="Go on although the plan needs more memory than the site's devices have."),
+    ] = False,
+    no_doctor: Annotated[
+        bool, typer.Option("--no-doctor", help="Do not ask the hosts first whether they can run it.")
     ] = False,
 ) -> None:
     """Validate, plan, render and run. The run folder is RUNS_DIR/<name>-<utc>-<4hex>.
@@ -63,8 +67,34 @@ def launch(
 
     if resolved.launcher.kind != "kubernetes":  # its images and claims have what a run needs, not this machine
         check_inputs(resolved)
+    if not no_doctor:
+        _ask_hosts(resolved, plan, runs_dir)
     run = RunFolder.create(runs_dir, name=resolved.name, files=bundle.files)
     raise typer.Exit(begin(run, spec=resolved, plan=plan, detach=detach))
+
+
+_ASKED = ("local", "ssh")
+"""Launchers whose hosts are known here and that do not ask them themselves."""
+
+
+def _ask_hosts(spec: RunSpec, plan: RunPlan, runs_dir: Path) -> None:
+    """Run the quick part of ``doctor``.
+
+    Raises:
+        DoctorError: A host cannot run it.
+    """
+    if spec.launcher.kind not in _ASKED:
+        return
+    from llama_scale.runs.doctor.examine import DoctorError, examine, failures  # lazy: a dry run asks nobody
+    from llama_scale.runs.doctor.needs import needs_of
+
+    timeout_s = getattr(spec.launcher, "ssh_timeout_s", 20.0)
+    findings, _ = examine(needs_of(spec, plan), runs_dir=runs_dir, timeout_s=timeout_s)
+    for finding in findings:
+        if finding.level == "warning":
+            say(f"warning: {finding}")
+    if failures(findings):
+        raise DoctorError(findings)
 
 
 def _show(bundle: Bundle, out: Path | None) -> None:

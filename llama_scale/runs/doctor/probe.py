@@ -110,7 +110,8 @@ def _existing(path: Path) -> Path:
 
 def _free(path: Path) -> int | str:
     try:
-        return shutil.disk_usage(path).free
+        usage = shutil.disk_usage(path)
+        return usage.free if usage.total else f"{path} is on no disk"
     except OSError as error:
         return f"{path}: {error.strerror}"
 
