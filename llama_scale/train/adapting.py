@@ -45,32 +45,42 @@ class _Linked(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Consecutive rows of a micro-batch.
+    """Consecutive rows of a layer.
 
     Args:
         adapter: Number of their adapter in the spec; None: the bare base.
         start: First row.
         stop: First row after them.
+        source: First of the micro-batch's rows that they are, or are copies of.
     """
 
     adapter: int | None
     start: int
     stop: int
+    source: int
 
 
-def encode_rows(routes: Iterable[Route], numbers: Mapping[str, int]) -> torch.Tensor:
-    """Return routes as an int64 tensor ``[n, 3]`` on the CPU, the form in which recomputation keeps them.
+def route_rows(routes: Iterable[Route], numbers: Mapping[str, int]) -> tuple[Rows, ...]:
+    """Return the rows of a micro-batch that each go through one adapter (name -> number), or none."""
+    return tuple(
+        Rows(None if r.adapter is None else numbers[r.adapter], r.start, r.stop, source=r.start) for r in routes
+    )
+
+
+def encode_rows(rows: Iterable[Rows]) -> torch.Tensor:
+    """Return rows as an int64 tensor ``[n, 4]`` on the CPU, the form in which recomputation keeps them.
 
     Megatron-Core's recomputation passes tensors only, each micro-batch its own: anything that a layer would look up
     elsewhere would be a later micro-batch's by then.
     """
-    rows = [(-1 if r.adapter is None else numbers[r.adapter], r.start, r.stop) for r in routes]
-    return torch.tensor(rows, dtype=torch.int64)
+    return torch.tensor(
+        [(-1 if r.adapter is None else r.adapter, r.start, r.stop, r.source) for r in rows], dtype=torch.int64
+    )
 
 
 def decode_rows(encoded: torch.Tensor) -> tuple[Rows, ...]:
     """Undo ``encode_rows``."""
-    return tuple(Rows(None if adapter < 0 else adapter, start, stop) for adapter, start, stop in encoded.tolist())
+    return tuple(Rows(None if adapter < 0 else adapter, *places) for adapter, *places in encoded.tolist())
 
 
 class LayerHooks:

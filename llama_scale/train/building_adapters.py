@@ -14,6 +14,7 @@ from torch import nn
 from llama_scale.extensions import discover
 from llama_scale.extensions.adapter import LayerAdapter, LayerContext, Tensor, attach
 from llama_scale.layout.parameters import Parameter, adapter_parameter, local_box, module_name
+from llama_scale.train.mixture_head import make_head
 from llama_scale.train.names import ANCHOR, logical_parameters
 from llama_scale.train.versions import parallel_state, tensor_parallel
 
@@ -122,6 +123,8 @@ def add_extensions(chunks: Sequence[LlamaModel], spec: RunSpec, plan: RunPlan, c
             if found:
                 layer.add_adapters(found)
         if chunk.has_head:
+            if spec.mixture is not None:
+                module.mixture = make_head(spec, tally=module.statistics)
             for row in plan.extra:
                 if row.place == "head":
                     attach(module, row.name, _parameter(row, plan, coordinates, device))

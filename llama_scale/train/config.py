@@ -44,6 +44,10 @@ def transformer_config(spec: RunSpec, plan: RunPlan) -> TransformerConfig:
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         pipeline_dtype=dtype,
+        # A mixture's rows are more behind its first adapted layer than before it.
+        variable_seq_lengths=spec.mixture is not None and plan.topology.pp_size > 1,
+        # There are no experts, but the default way of reaching them refuses the line above.
+        moe_token_dispatcher_type="alltoall",
         tensor_model_parallel_size=plan.topology.tp_size,
         pipeline_model_parallel_size=plan.topology.pp_size,
         virtual_pipeline_model_parallel_size=virtual_stages if virtual_stages > 1 else None,

@@ -69,11 +69,13 @@ class DeepSpeedEngine:
         join()
         self._pipeline: StagePipeline | None = None
         module: nn.Module = self.chunks[0]
+        updated = self._parameters
         if plan.topology.pp_size > 1:
-            module = self._pipeline = StagePipeline(self.chunks[0], plan.topology, self.coordinates)
+            module = self._pipeline = StagePipeline(self.chunks[0], plan, self.coordinates)
+            updated = [*updated, *self._pipeline.stage.fillers]
         self._engine = initialize(
             model=module,
-            optimizer=make_adamw(parameter_groups(self._parameters, spec.optimizer), spec.optimizer, fused=True),
+            optimizer=make_adamw(parameter_groups(updated, spec.optimizer), spec.optimizer, fused=True),
             config=deepspeed_config(spec, plan),
             mpu=None if self._pipeline else _ParallelState(),
         )

@@ -16,7 +16,8 @@ from llama_scale.train.deepspeed_import import PipelineModule, PipeModelDataPara
 from llama_scale.train.versions import parallel_state
 
 if TYPE_CHECKING:
-    from llama_scale.plan.topology import Coordinates, Topology
+    from llama_scale.plan.run_plan import RunPlan
+    from llama_scale.plan.topology import Coordinates
     from llama_scale.train.engine import MicroBatch, MicroBatches
     from llama_scale.train.model import LlamaModel
 
@@ -42,15 +43,18 @@ class StagePipeline(PipelineModule):
 
     Args:
         chunk: The stage's model chunk.
-        topology: The plan's mesh; DeepSpeed's has the same order of ranks.
+        plan: The run's plan; DeepSpeed's mesh has the same order of ranks.
         coordinates: This rank's place.
     """
 
-    def __init__(self, chunk: LlamaModel, topology: Topology, coordinates: Coordinates) -> None:
+    def __init__(self, chunk: LlamaModel, plan: RunPlan, coordinates: Coordinates) -> None:
+        topology = plan.topology
         stage = _Stage(chunk)
+        stage.fillers = _fillers(chunk, plan)
         places: list[nn.Module] = [nn.Identity() for _ in range(topology.pp_size)]
         places[coordinates.pp_rank] = stage
         self._scale = 1.0
+        self._was_training = True
         mesh = PipeModelDataParallelTopology(num_pp=topology.pp_size, num_mp=topology.tp_size, num_dp=topology.dp_size)
         with quiet():
             super().__init__(layers=places, topology=mesh, loss_fn=self._scaled, partition_method="uniform")
@@ -66,17 +70,22 @@ class StagePipeline(PipelineModule):
 
     def train_batch(self, engine: Any, batch: MicroBatches, *, scale: float) -> float:
         """Run one training step of the pipeline; returns the mean over micro-batches and replicas of loss x scale."""
-        self._load(batch, scale=scale)
+        self._load(engine, batch, scale=scale, training=True)
         return float(engine.train_batch(data_iter=_inputs(batch)))
 
     def eval_batch(self, engine: Any, batch: MicroBatches, *, scale: float) -> float:
         """Do the same forward only."""
-        self._load(batch, scale=scale)
+        self._load(engine, batch, scale=scale, training=False)
         loss = engine.eval_batch(_inputs(batch), num_micro_batches=len(batch))
         self.train()
         return float(loss)
 
-    def _load(self, batch: MicroBatches, *, scale: float) -> None:
+    def _load(self, engine: Any, batch: MicroBatches, *, scale: float, training: bool) -> None:
+        rows = self.stage.chunk.mixture_rows
+        if rows is not None and rows.per_task and training is not self._was_training:
+            # Evaluation sends more rows from stage to stage, and DeepSpeed keeps the shape that it has seen first.
+            engine.reset_activation_shape()
+        self._was_training = training
         self.stage.batches = iter(batch)
         self._scale = scale
 
@@ -93,3 +102,15 @@ def _tied_copy(chunk: LlamaModel) -> nn.Parameter | None:
         return None
     weight = chunk.shared_embedding_or_output_weight()
     return weight if weight.requires_grad else None
+
+
+def _fillers(chunk: LlamaModel, plan: RunPlan) -> nn.ParameterList:
+    """Return a matrix or a vector without use where this stage trains none, but another does.
+
+    DeepSpeed adds up the gradient's norm over all stages, one group of parameters after the other: a stage that has
+    only one of the two (``adamw.parameter_groups``) would wait for ever.
+    """
+    wanted = {min(len(p.shape), 2) for p in plan.all_parameters() if plan.trains(p)}
+    present = {min(p.dim(), 2) for p in chunk.parameters() if p.requires_grad}
+    like = next(p for p in chunk.parameters() if p.requires_grad)
+    return nn.ParameterList(nn.Parameter(like.new_zeros((1,) * dims)) for dims in sorted(wanted - present))

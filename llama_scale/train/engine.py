@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict
 
@@ -220,4 +220,7 @@ def make_engine(spec: RunSpec, plan: RunPlan) -> Engine:
     """
     module, _, name = _ENGINES[spec.engine.kind].partition(":")
     engine: Engine = getattr(importlib.import_module(module), name)(spec, plan)
+    if spec.mixture is not None and spec.mixture.objective == "em":
+        wrapper: Callable[[Engine], Engine] = importlib.import_module("llama_scale.train.em").GeneralisedEm
+        return wrapper(engine)
     return engine

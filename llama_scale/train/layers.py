@@ -11,6 +11,7 @@ from torch import nn
 
 from llama_scale.train.adapting import LayerHooks, decode_rows, linked
 from llama_scale.train.attention import CoreAttention, LlamaSelfAttention
+from llama_scale.train.mixture_rows import branched, narrowed
 from llama_scale.train.mlp import LlamaMLP
 from llama_scale.train.norm import RMSNorm
 from llama_scale.train.versions import (
@@ -58,12 +59,17 @@ class LlamaLayer(TransformerLayer):
             context: Whose rows are in the micro-batch; None without adapters.
             rest: See TransformerLayer.
         """
+        rows = () if context is None else decode_rows(context)
+        if rows:
+            if self.hooks is not None:
+                hidden_states = branched(hidden_states, rows, dim=1)
+            rest = narrowed(rest, hidden_states.shape[1])
         if self.frozen_below:
             with torch.no_grad():
                 output, _ = super().forward(hidden_states, **rest)
             return linked(output, hidden_states) if hidden_states.requires_grad else output, context
-        if self.hooks is not None and context is not None:
-            self.hooks.select(decode_rows(context))
+        if rows and self.hooks is not None:
+            self.hooks.select(rows)
             unused = tuple(self.hooks.unused())
             if unused and torch.is_grad_enabled():
                 hidden_states = linked(hidden_states, *unused)

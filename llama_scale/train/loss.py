@@ -101,6 +101,17 @@ def linear_log_probabilities(
     return _LinearLogProbabilities.apply(hidden, weight, labels, rows)
 
 
+def sharded_log_softmax(logits: torch.Tensor, rows: VocabularyRows) -> torch.Tensor:
+    """Return fp32 log-probabilities of this rank's part ``[..., V]`` of the vocabulary, normalised over all of it."""
+    logits = logits.float()
+    normaliser = torch.logsumexp(logits, dim=-1)
+    if rows.group is not None:
+        parts = [torch.empty_like(normaliser) for _ in range(rows.group.size())]
+        dist.all_gather(parts, normaliser.contiguous(), group=rows.group)
+        normaliser = torch.logsumexp(torch.stack(parts), dim=0)
+    return logits - normaliser.unsqueeze(-1)
+
+
 class _LinearLogProbabilities(torch.autograd.Function):
     """A token's gradient by its hidden state is one vector, known in the forward pass, times the weight it is given.
 

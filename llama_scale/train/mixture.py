@@ -81,10 +81,14 @@ def _segments(documents_BS: torch.Tensor) -> torch.Tensor:
     return places
 
 
+def unit_losses(units: Units) -> torch.Tensor:
+    """Return ``[K]`` ``-counts_k log sum_i p(a_i) p(k | a_i)``; their gradient holds the responsibilities."""
+    return -(units.counts * torch.logsumexp(units.log_likelihoods + units.log_weights, dim=0))
+
+
 def negative_log_likelihood(units: Units) -> torch.Tensor:
-    """Return ``-sum_k counts_k log sum_i p(a_i) p(k | a_i)``, a scalar; its gradient holds the responsibilities."""
-    total = torch.logsumexp(units.log_likelihoods + units.log_weights, dim=0)
-    return -(units.counts * total).sum().float()
+    """Return the sum of ``unit_losses``, a scalar."""
+    return unit_losses(units).sum().float()
 
 
 def log_responsibilities(units: Units) -> torch.Tensor:
@@ -102,7 +106,7 @@ def expected_loss(units: Units) -> torch.Tensor:
     # An adapter whose weight is 0 has responsibility 0, and 0 * -inf is none of the sum's terms.
     terms = torch.where(r > 0, r * (units.log_likelihoods + units.log_weights), 0.0)
     expected = -(units.counts * terms.sum(0)).sum().float()
-    return expected + (negative_log_likelihood(units) - expected).detach()
+    return negative_log_likelihood(units).detach() + (expected - expected.detach())
 
 
 def weight_loss(units: Units, owners: torch.Tensor) -> torch.Tensor:

@@ -13,16 +13,21 @@ import torch
 from llama_scale.layout.parameters import padded_vocab_size
 from llama_scale.spec.model import ModelShape
 from llama_scale.train import cpu
-from llama_scale.train.adapting import encode_rows, linked
+from llama_scale.train.adapting import encode_rows, linked, route_rows
 from llama_scale.train.attention import document_mask
 from llama_scale.train.building_adapters import add_extensions, prepare_training
 from llama_scale.train.config import transformer_config
 from llama_scale.train.engine import Route
+from llama_scale.train.heads import TaskHeads
 from llama_scale.train.initialize import initialize_chunks
 from llama_scale.train.layers import block_spec
 from llama_scale.train.loss import VocabularyRows, linear_loss
+from llama_scale.train.mixture_head import MixtureHead, mixture_log_probs, mixture_loss
+from llama_scale.train.mixture_rows import Layout, MixtureRows, branched, mixture_rows
 from llama_scale.train.names import ANCHOR, logical_parameters
 from llama_scale.train.rope import inverse_frequencies, rotation
+from llama_scale.train.run_tasks import make_tasks
+from llama_scale.train.statistics import Tally
 from llama_scale.train.versions import GPTModel, TransformerConfig, mcore_random, parallel_state, tensor_parallel
 
 if TYPE_CHECKING:
@@ -43,7 +48,11 @@ class LlamaModel(GPTModel):
         padded_vocab: Rows of embedding and output layer over all ranks, padding included.
         virtual_rank: Number of this chunk on its pipeline rank; None without virtual stages.
         adapters: Names of the run's adapters, in the spec's order.
+        mixture: How the run's mixture lays out rows, if it has one.
     """
+
+    mixture: MixtureHead
+    """On the chunk with the output layer, if the run has a mixture."""
 
     def __init__(
         self,
@@ -54,6 +63,7 @@ class LlamaModel(GPTModel):
         padded_vocab: int,
         virtual_rank: int | None,
         adapters: Sequence[str] = (),
+        mixture: MixtureRows | None = None,
     ) -> None:
         super().__init__(
             config,
@@ -73,6 +83,9 @@ class LlamaModel(GPTModel):
         self.anchor: torch.nn.Parameter | None
         self.register_parameter(ANCHOR, None)
         self.adapter_numbers = {name: number for number, name in enumerate(adapters)}
+        self.mixture_rows = mixture
+        self.statistics = Tally()
+        self.task_heads: TaskHeads | None = None
 
     def forward(self, batch: MicroBatch, *, with_loss: bool = True) -> torch.Tensor:
         """Run this chunk on a micro-batch; input of later stages is set by Megatron-Core's schedule.
@@ -83,28 +96,70 @@ class LlamaModel(GPTModel):
 
         Returns:
             Hidden states ``[S, B, H]`` of a chunk without head; else the summed loss over unmasked tokens (a scalar),
-            or logits ``[B, S, V]`` of this rank's part of the vocabulary, without padding.
+            or logits (of a mixture: log-probabilities) ``[B, S, V]`` of this rank's part of the vocabulary, without
+            padding.
         """
         hidden = self.hidden_states(batch)
         if not self.post_process:
             return hidden
-        hidden = self.whole_sequence(hidden)
-        if with_loss:
-            labels = batch["labels"].transpose(0, 1).reshape(-1)
-            mask = batch["loss_mask"].transpose(0, 1).reshape(-1).float()
-            return linear_loss(hidden.flatten(0, 1), self.head_weight(), labels=labels, mask=mask, rows=self.rows)
-        return (hidden @ self.head_weight()[: self.rows.count].t()).transpose(0, 1)
+        if self.mixture_rows is None:
+            return self._own_loss(hidden, batch, self.routes(batch)) if with_loss else self._logits(hidden)
+        mixture, layout = self.mixture_rows, self._layout(batch)
+        if not with_loss:
+            return mixture_log_probs(self, hidden, batch, mixture=mixture, layout=layout)
+        loss = mixture_loss(self, hidden, batch, mixture=mixture, layout=layout)
+        alone = layout.outside if mixture.all_adapters(training=self.training) else self.routes(batch)
+        return loss + self._own_loss(hidden, batch, alone) if alone else loss
+
+    def _own_loss(self, hidden: torch.Tensor, batch: MicroBatch, routes: Sequence[Route]) -> torch.Tensor:
+        """Return the summed loss of rows that each go through one adapter, or none."""
+        if self.task_heads is not None:
+            return self.task_heads.loss(hidden, batch, routes)
+        parts = []
+        for route in routes:
+            rows = slice(route.start, route.stop)
+            parts.append(self.language_loss(hidden[:, rows], batch["labels"][rows], batch["loss_mask"][rows]))
+        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+
+    def language_loss(self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss over the tokens of some rows.
+
+        Args:
+            hidden: Final hidden states ``[S, R, H]``, S of this rank if sequence parallel.
+            labels: ``[R, S]``.
+            weights: ``[R, S]`` weight of each token.
+        """
+        whole = self.whole_sequence(hidden).flatten(0, 1)
+        flat, mask = labels.transpose(0, 1).reshape(-1), weights.transpose(0, 1).reshape(-1).float()
+        return linear_loss(whole, self.head_weight(), labels=flat, mask=mask, rows=self.rows)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return (self.whole_sequence(hidden) @ self.head_weight()[: self.rows.count].t()).transpose(0, 1)
 
     def hidden_states(self, batch: MicroBatch) -> torch.Tensor:
-        """Return ``[S, B, H]`` after this chunk's layers (and final norm); S of this rank if sequence parallel."""
-        positions = batch["position_ids"]
+        """Return ``[S, B, H]`` after this chunk's layers (and final norm); S of this rank if sequence parallel.
+
+        From a mixture's first adapted layer on there are more rows than B, see ``mixture_rows``.
+        """
         documents = batch.get("documents")
+        mask = None if documents is None else document_mask(documents)
+        rotary = rotation(self.inverse_frequencies, batch["position_ids"], dtype=self.config.params_dtype)
+        context = None
+        if self.mixture_rows is not None:
+            rows = self._layout(batch).rows
+            context = encode_rows(rows)
+            mask = None if mask is None else branched(mask, rows, dim=0)
+            rotary = rotary if rotary.shape[2] == 1 else branched(rotary, rows, dim=2)
+        elif self.adapter_numbers:
+            context = encode_rows(route_rows(self.routes(batch), self.adapter_numbers))
         return self.decoder(
-            hidden_states=self._first_hidden(batch),
-            attention_mask=None if documents is None else document_mask(documents),
-            context=encode_rows(self.routes(batch), self.adapter_numbers) if self.adapter_numbers else None,
-            rotary_pos_emb=rotation(self.inverse_frequencies, positions, dtype=self.config.params_dtype),
+            hidden_states=self._first_hidden(batch), attention_mask=mask, context=context, rotary_pos_emb=rotary
         )
+
+    def _layout(self, batch: MicroBatch) -> Layout:
+        assert self.mixture_rows is not None
+        given = batch.get("routes", ())
+        return self.mixture_rows.layout(given, rows=batch["tokens"].shape[0], training=self.training)
 
     def routes(self, batch: MicroBatch) -> tuple[Route, ...]:
         """Return which rows go which way; without word of the batch, all through the run's one adapter or the base."""
@@ -201,6 +256,7 @@ def build_chunks(
                 padded_vocab=padded,
                 virtual_rank=virtual_rank if len(stage) > 1 else None,
                 adapters=adapters,
+                mixture=mixture_rows(spec),
             )
             for virtual_rank, chunk in enumerate(stage)
         ]
@@ -210,6 +266,8 @@ def build_chunks(
         if local.parameter.partial_gradient and config.sequence_parallel:
             local.tensor.sequence_parallel = True
     prepare_training(chunks, plan, coordinates)
+    if spec.tasks and chunks[-1].post_process:
+        chunks[-1].task_heads = TaskHeads(make_tasks(spec), chunks[-1])
     if initialize:
         initialize_chunks(chunks, plan, coordinates, seed=spec.seed, std=spec.model.init_std)
     return chunks
