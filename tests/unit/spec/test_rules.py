@@ -75,6 +75,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
      "objective: joint"),
     ("task-data", {"tasks": [{"name": "t", "kind": "k"}]}, "data.kind", "kind: tasks"),
     ("task-data", {"data": {"kind": "tasks", "seq_length": 128}}, "tasks", "add tasks"),
+    ("task-tokenizer", {"data": {"kind": "tasks", "seq_length": 128}}, "tokenizer", "kind: sentencepiece"),
     ("task-mixture", {"tasks": [{"name": "s", "kind": "semantic_search"}], "mixture": {},
      "adapters": [{"name": "a", "kind": "lora", "task": "s"}]}, "tasks[0].kind", "run of its own"),
     ("unknown-kind", {"adapters": [{"name": "a", "kind": "lorra"}]}, "adapters[0].kind", "did you mean 'lora'?"),
