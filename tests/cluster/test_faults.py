@@ -147,7 +147,7 @@ def test_full_disk_loses_no_checkpoint(hosts: Hosts, undisturbed: tuple[str, lis
             pass
     status = wait_for_end(run)
     assert status.state == "failed"
-    assert "No space left on device" in status.message
+    assert "free space or lower checkpoint.keep_last" in status.message
     no_orphans(hosts, run)
     filler.unlink()
     assert cli(hosts.head, "resume", run.path).returncode == 0
