@@ -83,6 +83,11 @@ class RunFolder:
         return self.path / "logs"
 
     @property
+    def examples(self) -> Path:
+        """Folder of what the tasks' examples were made into, by task and split."""
+        return self.path / "examples"
+
+    @property
     def supervisor_log(self) -> Path:
         """What the supervisor says."""
         return self.logs / "supervisor.log"

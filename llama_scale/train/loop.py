@@ -19,6 +19,7 @@ from llama_scale.train.schedule import learning_rate
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import RunPlan
     from llama_scale.spec.run import RunSpec
+    from llama_scale.train.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class LoopParts:
         engine: Model and optimizer.
         checkpointer: Saves the run's state.
         train_batch: First sample -> this replica's part of the global batch that begins there.
-        validate: Returns the validation loss (collective); None: the spec asks for none.
+        validate: Evaluates the validation split (collective); None: the spec asks for none.
         stop_wish: Returns whether this rank was asked to stop.
         agree: Turns this rank's wish into every rank's decision (collective).
         sinks: Called with each step's record, on rank 0; empty elsewhere.
@@ -43,7 +44,7 @@ class LoopParts:
     engine: Engine
     checkpointer: Checkpointer
     train_batch: Callable[[int], MicroBatches]
-    validate: Callable[[], float] | None
+    validate: Callable[[], Validation] | None
     stop_wish: Callable[[], bool]
     agree: Callable[[bool], bool]
     sinks: Sequence[Callable[[StepRecord], None]]
@@ -123,14 +124,17 @@ def _step(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position,
     lr = learning_rate(spec.schedule, step=step, steps=plan.steps, peak=spec.optimizer.lr)
     parts.profiler.before(step)
     begin = time.perf_counter()
-    result = parts.engine.train_step(parts.train_batch(position.samples), lr)
+    batch = parts.train_batch(position.samples)
+    loaded = time.perf_counter()
+    result = parts.engine.train_step(batch, lr)
     elapsed = time.perf_counter() - begin
     parts.profiler.after(step)
     samples = position.samples + plan.batch.global_batch
-    validation_loss = None
+    validation = None
     if parts.validate is not None and spec.validation is not None:
         due = step == plan.steps or _every(spec.validation.every_steps, step)
-        validation_loss = parts.validate() if due else None
+        validation = parts.validate() if due else None
+    validation_loss = None if validation is None else validation.loss
     record = StepRecord(
         step=step,
         loss=result.loss,
@@ -138,11 +142,13 @@ def _step(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position,
         grad_norm=result.grad_norm,
         tokens=result.tokens,
         step_time_s=elapsed,
+        data_s=loaded - begin,
         tokens_per_s=result.tokens / elapsed,
         mfu=None if parts.peak_flops is None else parts.flops_per_step / elapsed / parts.peak_flops,
         samples=samples,
         skipped=result.skipped,
         validation_loss=validation_loss,
+        validation_losses={} if validation is None else dict(validation.task_losses),
     )
     for sink in parts.sinks:
         sink(record)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,9 @@ class StepRecord:
         mfu: Model FLOPs of the step over what the devices' peak would allow in that time; None: the peak is unknown.
         samples: Samples consumed since the start of the run, this step's included.
         skipped: The update was left out (a loss or gradient norm that is not finite).
+        data_s: Part of ``step_time_s`` in which rank 0 read its samples.
         validation_loss: Mean loss over the validation batches after this step, where it was measured.
+        validation_losses: The same of each task.
     """
 
     step: int
@@ -41,7 +44,9 @@ class StepRecord:
     mfu: float | None
     samples: int
     skipped: bool = False
+    data_s: float = 0.0
     validation_loss: float | None = None
+    validation_losses: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return one line of JSON; numbers that are not finite become null, ``validation_loss`` appears if measured."""
@@ -49,8 +54,12 @@ class StepRecord:
         for key, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 values[key] = None
+            elif isinstance(value, Mapping):
+                values[key] = {name: one if math.isfinite(one) else None for name, one in value.items()}
         if self.validation_loss is None:
             del values["validation_loss"]
+        if not self.validation_losses:
+            del values["validation_losses"]
         values["time_utc"] = datetime.now(UTC).isoformat(timespec="milliseconds")
         return json.dumps(values, allow_nan=False)
 
@@ -65,6 +74,7 @@ class StepRecord:
             "speed/mfu": self.mfu,
             "validation/loss": self.validation_loss,
         }
+        values |= {f"validation/{name}": value for name, value in self.validation_losses.items()}
         return {name: value for name, value in values.items() if value is not None}
 
 

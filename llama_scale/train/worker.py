@@ -22,14 +22,16 @@ import torch
 
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError
 from llama_scale.plan.run_plan import RunPlan
+from llama_scale.runs.folder import RunFolder
 from llama_scale.spec.load import load_spec, spec_digest
 from llama_scale.train import distributed, failures, noise, trackers
 from llama_scale.train.checkpointing import Checkpointer, Position
-from llama_scale.train.data import Samples
 from llama_scale.train.engine import Engine, make_engine, module_of
 from llama_scale.train.loop import LoopParts, NonFiniteError, log_progress, train
 from llama_scale.train.metrics import MetricsFile, StepRecord
+from llama_scale.train.peak_memory import PeakMemory
 from llama_scale.train.profile import StepProfiler, parse_steps
+from llama_scale.train.samples import SampleSource, make_samples
 from llama_scale.train.signals import Agreement, StopRequest
 from llama_scale.train.throughput import flops_per_step, peak_flops
 from llama_scale.train.validation import make_validation
@@ -143,22 +145,25 @@ def _run(job: Job, *, stop: StopRequest, tee: int | None) -> int:
     )
     rank = int(os.environ.get("RANK", "0"))
     configure_logging(coordinates, rank=rank, tee=tee)
-    samples = Samples(spec.data, split="train", seed=spec.seed, vocab_size=plan.shape.vocab_size)
+    samples = make_samples(spec, split="train", run_dir=job.run_dir)
+    memory = PeakMemory(spec.cluster.device)
     engine = make_engine(spec, plan)
     outcome = _train(job, engine=engine, samples=samples, coordinates=coordinates, stop=stop)
+    if coordinates.dp_rank == coordinates.tp_rank == 0:  # one rank stands for its stage
+        memory.write(RunFolder(job.run_dir).memory_file(job.attempt, rank))
     engine.close()
     distributed.shutdown()
     return PREEMPTED_EXIT if outcome == "preempted" else 0
 
 
-def _train(job: Job, *, engine: Engine, samples: Samples, coordinates: Coordinates, stop: StopRequest) -> str:
+def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coordinates, stop: StopRequest) -> str:
     spec, plan = job.spec, job.plan
     rank = int(os.environ.get("RANK", "0"))
     checkpointer = Checkpointer(job.run_dir / "checkpoints", spec=spec, plan=plan)
     position = checkpointer.resume(engine)
     if position is None:
         position = Position(step=0, samples=0)
-        if spec.model.init_from is not None:
+        if spec.model.init_from is not None and plan.base_trainable:  # a frozen base is there already
             checkpointer.init_from(engine, Path(spec.model.init_from))
             logger.info("started from the weights of %s", spec.model.init_from)
     if position.step:
@@ -170,7 +175,7 @@ def _train(job: Job, *, engine: Engine, samples: Samples, coordinates: Coordinat
             train_batch=lambda first: samples.global_batch(
                 first, batch=plan.batch, dp_rank=coordinates.dp_rank, dp_size=plan.topology.dp_size
             ),
-            validate=make_validation(spec, plan, engine, dp_rank=coordinates.dp_rank),
+            validate=make_validation(spec, plan, engine, dp_rank=coordinates.dp_rank, run_dir=job.run_dir),
             stop_wish=lambda: stop.reason is not None,
             agree=Agreement().any,
             sinks=_make_sinks(job, position, stack) if rank == 0 else [],

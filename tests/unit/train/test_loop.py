@@ -20,6 +20,7 @@ from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, Tenso
 from llama_scale.train.loop import LoopParts, NonFiniteError, best_validation_loss, log_progress, train
 from llama_scale.train.metrics import StepRecord
 from llama_scale.train.profile import StepProfiler
+from llama_scale.train.validation import Validation
 from tests.unit.train.test_metrics import record
 
 
@@ -104,7 +105,7 @@ class Loop:
             engine=self.engine,
             checkpointer=Checkpointer(folder / "checkpoints", spec=spec, plan=plan),
             train_batch=lambda first: self.firsts.append(first) or [],  # type: ignore[func-returns-value]
-            validate=validate,
+            validate=None if validate is None else lambda: Validation(loss=validate(), task_losses={"a": 1.0}),
             stop_wish=lambda: stop_after is not None and len(self.records) >= stop_after,
             agree=lambda wish: wish,
             sinks=[self.records.append],
@@ -167,6 +168,7 @@ def test_best_validation_loss_is_saved_and_remembered(tmp_path: Path) -> None:
     spec = make_spec(validation={"every_steps": 2, "batches": 1}, checkpoint={"keep_best": True})
     loop = Loop(tmp_path, spec, validate=lambda: next(values))
     assert [r.validation_loss for r in loop.records] == [None, 3.0, None, 2.0, None, 2.5]
+    assert [r.validation_losses for r in loop.records[:2]] == [{}, {"a": 1.0}]
     assert loop.saved == [2, 4, 6]
     assert manifest(tmp_path, 4)["metrics"] == {"validation_loss": 2.0, "best_validation_loss": 2.0}
     assert manifest(tmp_path, 6)["metrics"] == {"validation_loss": 2.5, "best_validation_loss": 2.0}

@@ -36,7 +36,7 @@ def test_every_step_is_one_line_with_the_documented_fields(tmp_path: Path) -> No
     with MetricsFile(path, resumed_step=0) as file:
         file.write(record(1))
         assert len(lines(path)) == 1  # already there, not only when the file is closed
-        file.write(record(2, mfu=0.4, validation_loss=2.4))
+        file.write(record(2, mfu=0.4, validation_loss=2.4, validation_losses={"a": 1.0, "b": math.inf}))
     first, second = lines(path)
     assert first.pop("time_utc").endswith("+00:00")
     assert first == {
@@ -50,8 +50,10 @@ def test_every_step_is_one_line_with_the_documented_fields(tmp_path: Path) -> No
         "mfu": None,
         "samples": 8,
         "skipped": False,
+        "data_s": 0.0,
     }
     assert (second["mfu"], second["validation_loss"]) == (0.4, 2.4)
+    assert second["validation_losses"] == {"a": 1.0, "b": None}
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
