@@ -9,7 +9,7 @@ from llama_scale.errors import LaunchError
 from llama_scale.launchers.base import Bundle, Job
 from llama_scale.launchers.cluster import common_files, node_script
 from llama_scale.launchers.kubernetes_jobs import JOBS
-from llama_scale.launchers.kubernetes_objects import RUN_NAME, bundle_map, dump_objects
+from llama_scale.launchers.kubernetes_objects import MAX_MAP_BYTES, RUN_NAME, bundle_map, dump_objects
 from llama_scale.launchers.kubernetes_queue import KubernetesQueue
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.spec.launcher_kubernetes import KubernetesLauncher as Section
@@ -27,7 +27,7 @@ class KubernetesLauncher:
         ``python`` is of this machine and means nothing in an image, so ``launcher.python`` is used.
 
         Raises:
-            LaunchError: The spec holds the word that stands for the run's name.
+            LaunchError: The spec holds the word that stands for the run's name, or is too large for a ConfigMap.
         """
         launcher = spec.launcher
         assert isinstance(launcher, Section), "the caller has looked at launcher.kind"
@@ -37,6 +37,9 @@ class KubernetesLauncher:
         if any(RUN_NAME in text for text in files.values()):
             raise LaunchError(f"the spec holds the word {RUN_NAME!r}, which stands for the run's name in job.yaml")
         mounted = {name: text for name, text in files.items() if name != "forward"}
+        size = sum(len(text.encode()) for text in mounted.values())
+        if size > MAX_MAP_BYTES:
+            raise LaunchError(f"a ConfigMap holds {MAX_MAP_BYTES} bytes, and the bundle has {size}; shorten the spec")
         objects = [bundle_map(mounted), *flavour.objects(spec, launcher)]
         for item in objects:
             if launcher.namespace is not None:

@@ -142,11 +142,11 @@ def object_name(run: str) -> str:
     >>> object_name("tiny-20261124T135326Z-e37e")
     'tiny-20261124t135326z-e37e'
     >>> object_name("7b.Lora_" + "x" * 60)
-    'r-7b-lora-xxxxxxxxxxxxxxxxxxxxx-dd5e2bb4'
+    'r-7b-lora-xxxxxxxxxxxxxxxxxxxxx-ef6f31ff'
     """
     name = re.sub(r"[^a-z0-9-]", "-", run.lower()).strip("-")
     if not name[:1].isalpha():
-        name = f"r-{name}"
+        name = f"r-{name}".rstrip("-")
     if len(name) <= _NAME_CHARACTERS:
         return name
     digest = hashlib.sha256(run.encode()).hexdigest()[:8]
@@ -171,11 +171,18 @@ def _forwarded_map(job: JobName, variables: Mapping[str, str]) -> dict[str, Any]
 
 
 def _call(command: Sequence[str], *, text: str | None = None) -> str:
-    if shutil.which(command[0]) is None:
+    path = shutil.which(command[0])
+    if path is None:
         raise LaunchError(f"{command[0]} is not installed here, and launcher.kind: kubernetes works through it")
     try:
         done = subprocess.run(
-            command, check=False, input=text or "", capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
+            [path, *command[1:]],
+            check=False,
+            input=text or "",
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired as error:
         raise LaunchError(f"{command[0]} did not answer within {_TIMEOUT_S:g} s") from error

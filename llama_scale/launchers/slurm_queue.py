@@ -119,11 +119,12 @@ def output_pattern(path: Path) -> str:
 
 
 def _call(program: str, *words: str, environment: Mapping[str, str] | None = None) -> str:
-    if shutil.which(program) is None:
+    path = shutil.which(program)
+    if path is None:
         raise LaunchError(f"{program} is not installed here: call llama-scale on a machine of the Slurm cluster")
     try:
         done = subprocess.run(
-            [program, *words],
+            [path, *words],
             check=False,
             cwd="/",
             env=None if environment is None else dict(environment),
