@@ -229,14 +229,6 @@ NOT_YET = (
         hint="remove the section to train the whole model",
     ),
     Row(
-        code="not-yet-tasks",
-        needs=("tasks",),
-        path="tasks",
-        when=lambda s: bool(s.tasks),
-        message="training on tasks is not available yet in this version",
-        hint="remove the section to train on the token files of data",
-    ),
-    Row(
         code="not-yet-mixture",
         needs=("mixture",),
         path="mixture",
