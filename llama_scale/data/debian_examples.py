@@ -109,7 +109,9 @@ def write_search(folder: Path, *, force: bool = False) -> tuple[int, int]:
     for output in (corpus, queries):
         check_jsonl_output(output, force=force)
     with private_apt() as apt:
-        texts = [text for text in _texts(apt) if len(text.text) >= 120 and not text.package.startswith("librust-")]
+        found = [text for text in _texts(apt) if len(text.text) >= 120 and not text.package.startswith("librust-")]
+    # A package can have several versions with a description each; the first counts.
+    texts = list({text.package: text for text in reversed(found)}.values())[::-1]
     documents = write_jsonl(corpus, ({"doc_id": text.package, "text": text.text[:1200]} for text in texts))
     shared = Counter(_key(text.synopsis) for text in texts)
     return documents, write_jsonl(
