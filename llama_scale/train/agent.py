@@ -36,7 +36,7 @@ from llama_scale.train.part_verdicts import part_path, read_parts
 from llama_scale.train.ports import free_port
 from llama_scale.train.rank_records import out_of_memory_kills
 from llama_scale.train.verdict import FirstFailure, Verdict, judge_failure
-from llama_scale.train.watch import STOP_SIGNALS, RankWatch
+from llama_scale.train.watch import STACKS_SIGNAL, STOP_SIGNALS, RankWatch
 
 if TYPE_CHECKING:
     from llama_scale.train.worker import Job
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     attempt_dir = options.run / "attempts" / f"{options.attempt:03d}"
     for number in STOP_SIGNALS:
         signal.signal(number, _stop_early)
+    signal.signal(STACKS_SIGNAL, signal.SIG_IGN)  # until there are ranks that have stacks
     try:
         verdict = _run(options, attempt_dir=attempt_dir)
     except _StoppedEarly as stop:

@@ -173,9 +173,9 @@ def test_elastic_run_goes_on_with_the_hosts_that_are_left(
 def test_hung_rank_is_named_from_the_stacks_and_the_run_goes_on(
     hosts: Hosts, tmp_path: Path, undisturbed: tuple[str, list]
 ) -> None:
-    run = start(hosts, tmp_path, "restart.hang_min_s=4", "restart.hang_factor=5")
+    run = start(hosts, tmp_path, "restart.hang_min_s=12", "restart.hang_factor=5")
     os.kill(ranks_of(hosts.nodes[1], run)[0], signal.SIGSTOP)
-    wait_for_restart(run, timeout_s=60)
+    wait_for_restart(run, timeout_s=90)
     status = status_of(run)
     assert status.first_failure is not None and status.first_failure.rank == 2, status.message
     assert "rank 2 did not even answer" in run.supervisor_log.read_text(encoding="utf-8")
