@@ -12,7 +12,7 @@ not ``API_VERSION`` is listed as broken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -156,6 +156,7 @@ class TaskDescriptor:
         files: options -> the files it reads, for preflight.
         unmixable: Why it does not go with the section ``mixture`` at all; None: it does (a head of its own goes with
             ``objective: per_task`` only).
+        sample: A few rows such as its files hold, for `plugins check` where no files are named.
         api_version: Version of this interface it was written for.
     """
 
@@ -167,6 +168,7 @@ class TaskDescriptor:
     parameters: Callable[[Any, ModelShape], tuple[ExtraParameter, ...]] = field(default=lambda _options, _shape: ())
     files: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
     unmixable: str | None = None
+    sample: tuple[Mapping[str, Any], ...] = ()
     api_version: int = API_VERSION
 
 

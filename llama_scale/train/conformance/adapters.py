@@ -132,7 +132,7 @@ class _Suite:
         if stored != declared:
             raise Failed(f"the checkpoint holds {len(stored)} tensors, and {len(declared)} parameters train")
         found: list[ranks.Trained] = on_ranks(2, ranks.train, tiny, STEPS, None, self.folder, True)
-        _same_curve(found[0].losses, self.single.losses[SAVED:], "loss", LOSS)
+        same_curve(found[0].losses, self.single.losses[SAVED:], "loss", LOSS)
         return f"{len(stored)} tensors"
 
     def mixed_precision(self) -> str:
@@ -174,8 +174,8 @@ def _near(difference: float, size: float, *, what: str, share: float = 1e-5) -> 
 
 def _same(found: Sequence[ranks.Trained], expected: ranks.Trained) -> str:
     for one in found:
-        _same_curve(one.losses, expected.losses, "loss", LOSS)
-        _same_curve(one.norms, expected.norms, "gradient norm", NORM)
+        same_curve(one.losses, expected.losses, "loss", LOSS)
+        same_curve(one.norms, expected.norms, "gradient norm", NORM)
     largest = max(_largest_difference(one, expected) for one in found)
     missing = {name for name, _ in expected.parts} - {name for one in found for name, _ in one.parts}
     if missing:
@@ -198,7 +198,12 @@ def _largest_difference(found: ranks.Trained, expected: ranks.Trained) -> float:
     return largest
 
 
-def _same_curve(found: Sequence[float], expected: Sequence[float], what: str, share: float) -> None:
+def same_curve(found: Sequence[float], expected: Sequence[float], what: str, share: float) -> None:
+    """Compare two curves step by step.
+
+    Raises:
+        Failed: A step differs by more than ``share`` of what is expected.
+    """
     for step, (one, other) in enumerate(zip(found, expected, strict=True)):
         if not abs(one - other) <= share * abs(other):
             hint = (

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from llama_scale.errors import Problem
 from llama_scale.extensions import discover
 from llama_scale.extensions.conformance import CheckRequest
-from llama_scale.spec.plugin_options import Use, fill_options
+from llama_scale.spec.base import PathContext
+from llama_scale.spec.plugin_options import Filled, Use, fill_options
 from llama_scale.spec.view import View
 from llama_scale.train.conformance.report import Failed
 
@@ -43,34 +45,36 @@ def descriptor_is_light(request: CheckRequest) -> str:
     return "imports nothing heavy"
 
 
-def use_of(request: CheckRequest, section: str) -> Use:
+def use_of(request: CheckRequest, section: str, *, folder: Path | None = None) -> Use:
     """Return the plugin with its options, checked as a spec's would be.
 
     Args:
         request: The plugin.
         section: ``adapters`` or ``tasks``.
+        folder: Where relative paths start; None: they stay as they are.
 
     Raises:
         Failed: The options have faults.
     """
-    item = View(name="probe", kind=request.name, options=dict(request.options))
-    filled = fill_options({section: (item,)})
-    if filled.problems:
-        raise Failed("; ".join(_word(problem) for problem in filled.problems))
-    again = fill_options({section: (View(name="probe", kind=request.name, options=_options_of(filled, section)),)})
-    if again.problems or again.uses[0].options != filled.uses[0].options:
+    context = None if folder is None else PathContext(folder=str(folder), env=os.environ)
+    filled = _fill(request, section, request.options, context)
+    again = _fill(request, section, filled.sections[section][0].options, None)
+    if again.uses[0].options != filled.uses[0].options:
         raise Failed("options that were filled in and written out do not read back to the same")
     return filled.uses[0]
+
+
+def _fill(request: CheckRequest, section: str, options: Mapping[str, Any], context: PathContext | None) -> Filled:
+    item = View(name="probe", kind=request.name, options=dict(options))
+    filled = fill_options({section: (item,)}, context=context)
+    if filled.problems:
+        raise Failed("; ".join(_word(problem) for problem in filled.problems))
+    return filled
 
 
 def _word(problem: Problem) -> str:
     where = problem.dotted.partition(".")[2] or "options"
     return f"{where}: {problem.message}" + (f" ({problem.hint})" if problem.hint else "")
-
-
-def _options_of(filled: Any, section: str) -> dict[str, Any]:
-    options: dict[str, Any] = filled.sections[section][0].options
-    return options
 
 
 def same_twice(ask: Callable[[], Any]) -> Any:

@@ -20,7 +20,7 @@ SHAPE: Mapping[str, Any] = {
     "num_kv_heads": 2,
     "head_dim": 16,
     "vocab_size": 61,  # divided by no degree: rows are padded
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
 }
 INIT_STD = 0.2
 """Wide, so that layers do something and changing them changes the loss."""
@@ -33,25 +33,29 @@ class Tiny:
     Args:
         tp: Tensor parallel ranks.
         pp: Pipeline stages.
+        dp: Replicas.
         sequence: Sequence parallelism.
         compute: ``fp32`` or ``bf16``.
         seq_length: Tokens of a row.
+        slot: Rows of a micro-batch over all replicas; a global batch has 4.
         sections: More sections of the spec, or others in their place.
         vocab_size: Tokens the model knows.
     """
 
     tp: int = 1
     pp: int = 1
+    dp: int = 1
     sequence: bool = False
     compute: str = "fp32"
     seq_length: int = 16
+    slot: int = 1
     sections: Mapping[str, Any] = field(default_factory=dict)
     vocab_size: int = SHAPE["vocab_size"]
 
     @property
     def world(self) -> int:
         """Processes."""
-        return self.tp * self.pp
+        return self.tp * self.pp * self.dp
 
     def spec(self) -> RunSpec:
         """Return the spec."""
@@ -69,8 +73,8 @@ class Tiny:
                 },
                 "data": {"kind": "indexed", "blend": ({"path": "/none"},), "seq_length": self.seq_length},
                 "train": {"steps": 10},
-                "batch": {"global": 4, "micro": 1, "accumulation": 4},
-                "parallel": {"tensor": self.tp, "pipeline": self.pp, "sequence": self.sequence},
+                "batch": {"global": 4, "micro": self.slot // self.dp, "accumulation": 4 // self.slot},
+                "parallel": {"data": self.dp, "tensor": self.tp, "pipeline": self.pp, "sequence": self.sequence},
                 "engine": {"kind": "megatron", "distributed_optimizer": False},
                 # A large epsilon: Adam must not blow up gradients that are nothing but rounding.
                 "optimizer": {"lr": 1e-2, "weight_decay": 0.0, "eps": 1e-4},
