@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,9 @@ ORIGIN = "hf"
 """Subfolder of an imported checkpoint that keeps the Hugging Face folder's config and tokenizer for the way back."""
 
 REPORT = "report.json"
+
+Proof = Callable[[Path], dict[str, Any]]
+"""Compares the finished, not yet visible folder with the checkpoint; returns figures for the report, or raises."""
 
 _KEPT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 _KEPT_PREFIXES = ("config", "generation_config", "tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges")

@@ -48,6 +48,7 @@ class Ledger:
         self._targets = {name: _Account(shape) for name, shape in targets.items()}
         self._ignored: dict[str, str] = {}
         self._copies = 0
+        self._merged: list[str] = []
 
     def copy(self, *, source: str, source_box: Box, target: str, target_box: Box) -> None:
         """Record that a box of a source was copied to a box of a target.
@@ -65,6 +66,11 @@ class Ledger:
         self._sources[source].boxes.append(source_box)
         self._targets[target].boxes.append(target_box)
         self._copies += 1
+
+    def merge(self, source: str) -> None:
+        """Record that a source went as a whole into targets that are copies of other sources (an adapter's tensor)."""
+        self._sources[source].boxes.append(Box.whole(self._sources[source].shape))
+        self._merged.append(source)
 
     def digest_source(self, name: str, digest: str) -> None:
         """Note a digest of a source tensor: ``sha256:...`` of its bytes, or the checkpoint's own ``piecewise:...``."""
@@ -119,4 +125,5 @@ class Ledger:
             "sources": table(self._sources),
             "targets": table(self._targets),
             "ignored": self._ignored,
+            "merged": self._merged,
         }

@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _TAIL_LINES = 12
 
 def save_prompts(prompts: Prompts, path: Path) -> None:
     """Write prompts for the sharded model's processes."""
-    save_file({name: tokens.contiguous() for name, tokens in prompts.items()}, str(path))
+    save_file({name: tokens.clone() for name, tokens in prompts.items()}, str(path))
 
 
 @contextlib.contextmanager
@@ -69,37 +69,28 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def reference_model(hf: Path, prompts: Prompts, *, round_to: torch.dtype | None, generate: int) -> Results:
-    """Run transformers' LlamaForCausalLM in fp32 on the prompts.
+def reference_results(model: Any, prompts: Prompts, *, stop: Sequence[int], generate: int) -> Results:
+    """Run a model of transformers or PEFT in fp32 on the prompts.
 
     Args:
-        hf: The Hugging Face folder.
+        model: It may have been loaded in bf16.
         prompts: The prompts.
-        round_to: Round the weights to this type first.
+        stop: Tokens that end a continuation.
         generate: Greedy tokens to add to each prompt; 0: none.
-
-    Raises:
-        ConvertError: transformers cannot load the folder.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import logging
+    from transformers import GenerationConfig
 
-    logging.disable_progress_bar()
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(hf, dtype=round_to or torch.float32)
-    except Exception as error:  # whatever a damaged folder makes the library raise
-        raise ConvertError(f"transformers cannot load {hf}: {error}") from error
     model = model.float().eval()
-    stop = list(stop_ids(hf))
     settings = GenerationConfig(
-        max_new_tokens=max(1, generate), do_sample=False, eos_token_id=stop or None, pad_token_id=0
+        max_new_tokens=max(1, generate), do_sample=False, eos_token_id=list(stop) or None, pad_token_id=0
     )
     results: Results = {}
     with torch.no_grad():
         for name, tokens in prompts.items():
             results[f"logits/{name}"] = model(input_ids=tokens, use_cache=False).logits.float()
             if generate:
-                made = model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=settings)
+                mask = torch.ones_like(tokens)
+                made = model.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
                 results[f"tokens/{name}"] = made[0, tokens.shape[1] :]
     return results
 

@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+BASE, MIXED, ADAPTER = "base", "mixture", "adapter:"
+"""What a model may be asked to be: its bare base, its mixture, or the adapter of the name that follows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -13,14 +16,15 @@ class Request:
 
     Args:
         checkpoint: Checkpoint folder.
-        group: Group of tensors to take the weights from: ``model`` or ``master``.
-        round_to: Round the weights to this torch dtype first (``bfloat16``), as an export did; None: take them as
-            they are.
+        base: Where its frozen base is now; None: where it was.
+        dtype: Element type that the base's weights are read in before they are computed with in fp32: ``float32``
+            (masters where there are any) or ``bfloat16``, as an export has them.
         tp_size: Tensor parallel ranks.
         pp_size: Pipeline stages.
         vp_size: Model chunks per stage.
         stage_layers: Layers of each chunk in the order of the forward pass.
         prompts: Safetensors file of int64 token ids: name -> ``[batch, seq]``.
+        choices: Name of a prompt -> what the model is to be for it.
         generate: Greedy tokens to add to each prompt's first row; 0: none.
         stop_ids: Tokens that end a continuation.
         out: Safetensors file to write: ``logits/NAME`` fp32 ``[batch, seq, vocab]``, ``tokens/NAME`` int64 ``[new]``.
@@ -28,13 +32,14 @@ class Request:
     """
 
     checkpoint: str
-    group: str
-    round_to: str | None
+    base: str | None
+    dtype: str
     tp_size: int
     pp_size: int
     vp_size: int
     stage_layers: tuple[int, ...]
     prompts: str
+    choices: dict[str, str]
     generate: int
     stop_ids: tuple[int, ...]
     out: str

@@ -8,25 +8,21 @@ too small to move the logits of a barely trained model is found as well.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from llama_scale.checkpoint.manifest import Manifest
-from llama_scale.checkpoint.reader import CheckpointReader
-from llama_scale.convert.export_hf import source_group, stored_dtype
+from llama_scale.convert.compared import Compared, compared
 from llama_scale.convert.folders import Progress, Silence
-from llama_scale.convert.hf_config import read_shape
-from llama_scale.convert.hf_weights import HfWeights
-from llama_scale.convert.import_hf import check_inventory
-from llama_scale.convert.mapping import hf_tensors
-from llama_scale.convert.models import Prompts, Results, reference_model, save_prompts, sharded_model, stop_ids
+from llama_scale.convert.models import Prompts, Results, reference_results, save_prompts, sharded_model, stop_ids
 from llama_scale.convert.proof import Comparison, Proof
-from llama_scale.convert.request import Request
+from llama_scale.convert.request import ADAPTER, Request
 from llama_scale.convert.shards import Layout, check_layout, even_stage_layers, valid_tp_sizes
+from llama_scale.convert.weights import Weights
 from llama_scale.errors import CheckpointError, ConvertError
-from llama_scale.layout.boxes import Box
 
 MAX_RANKS = 8
 REAL_PROMPTS = (
@@ -40,17 +36,21 @@ def verify(
     checkpoint: Path,
     hf: Path,
     *,
+    adapter: str | None = None,
+    base: Path | None = None,
     layout: Layout | None = None,
     num_tokens: int = 128,
     generate: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Proof:
-    """Compare a checkpoint's sharded model with a Hugging Face folder.
+    """Compare a checkpoint's sharded model with an exported folder: plain, mixture (each adapter too) or PEFT's.
 
     Args:
         checkpoint: A complete checkpoint of any layout.
-        hf: Folder with config.json and safetensors.
+        hf: The folder.
+        adapter: Which adapter a plain or PEFT folder is of; None: report.json or the only one says.
+        base: Where the checkpoint's frozen base is now; None: where it was.
         layout: Degrees for the forward pass; None: the checkpoint's own, made smaller if it has more than 8 ranks.
         num_tokens: Length of the random prompt; at most the model's context.
         generate: Also compare this many greedy tokens after each prompt.
@@ -62,74 +62,73 @@ def verify(
             weights or logits is no error here: see ``Proof.require``.
     """
     try:
-        reader = CheckpointReader(checkpoint)
-        _check_same_numbers(reader.manifest, hf)
-        chosen, note = _choose_layout(reader.manifest, layout)
-        stages = check_layout(reader.manifest.shape, chosen)
-        weights = HfWeights(hf)
-        check_inventory(weights, reader.manifest.shape)
-        precision = _Precision(reader.manifest, weights)
-        prompts = _prompts(hf, reader.manifest, num_tokens=num_tokens, generate=generate, seed=seed)
+        weights = Weights(checkpoint, base=base)
+        other = compared(weights, hf, adapter=adapter)
+        chosen, note = _choose_layout(weights.manifest, layout)
+        stages = check_layout(weights.shape, chosen)
+        prompts = _prompts(hf, weights.manifest, num_tokens=num_tokens, generate=generate, seed=seed)
+        labels = {
+            _label(choice, prompt, other.choices): (choice, prompt) for choice in other.choices for prompt in prompts
+        }
+        stop = stop_ids(hf)
         with tempfile.TemporaryDirectory(prefix="llama-scale-verify-") as name:
             folder = Path(name)
-            save_prompts(prompts, folder / "prompts.safetensors")
+            save_prompts(
+                {label: prompts[prompt] for label, (_, prompt) in labels.items()}, folder / "prompts.safetensors"
+            )
             request = Request(
                 checkpoint=str(Path(checkpoint).resolve()),
-                group=precision.group,
-                round_to=None if precision.round_to is None else str(precision.round_to).removeprefix("torch."),
+                base=None if base is None else str(Path(base).resolve()),
+                dtype=str(other.dtype).removeprefix("torch."),
                 tp_size=chosen.tp_size,
                 pp_size=chosen.pp_size,
                 vp_size=chosen.vp_size,
                 stage_layers=tuple(len(stages[p][v].layers) for v in range(chosen.vp_size) for p in range(len(stages))),
                 prompts=str(folder / "prompts.safetensors"),
+                choices={label: choice for label, (choice, _) in labels.items()},
                 generate=generate,
-                stop_ids=stop_ids(hf),
+                stop_ids=stop,
                 out=str(folder / "sharded.safetensors"),
             )
             with sharded_model(request, folder=folder):
                 # Meanwhile: the ranks' imports take as long as this.
-                differing = _compare_weights(reader, weights, precision, progress=progress or Silence())
-                expected = reference_model(hf, prompts, round_to=precision.round_to, generate=generate)
+                reporter = progress or Silence()
+                reporter.start("comparing weights", other.total_bytes)
+                differing = tuple(other.differing(reporter))
+                expected = _expected(other, prompts, labels, stop=stop, generate=generate)
             found = load_file(request.out)
         return Proof(
             checkpoint=str(checkpoint),
             hf=str(hf),
             layout={"tensor": chosen.tp_size, "pipeline": chosen.pp_size, "virtual": chosen.vp_size},
-            note="; ".join(text for text in (note, precision.note) if text),
-            tensors=len(hf_tensors(reader.manifest.shape)),
-            differing=tuple(differing),
+            note="; ".join(text for text in (note, other.note) if text),
+            tensors=other.tensors,
+            differing=differing,
             comparisons=tuple(
-                compare(name, tokens, expected=expected, found=found, generate=generate)
-                for name, tokens in prompts.items()
+                compare(label, prompts[prompt], expected=expected, found=found, generate=generate)
+                for label, (_, prompt) in labels.items()
             ),
         )
     except CheckpointError as error:
         raise ConvertError(str(error)) from error
 
 
-def _check_same_numbers(manifest: Manifest, hf: Path) -> None:
-    theirs, ours = read_shape(hf).model_dump(), manifest.shape.model_dump()
-    wrong = [f"{key} is {theirs[key]} there and {ours[key]} here" for key in ours if theirs[key] != ours[key]]
-    if wrong:
-        raise ConvertError(f"{hf} is another model than the checkpoint: {'; '.join(wrong)}")
+def _label(choice: str, prompt: str, choices: tuple[str, ...]) -> str:
+    """Name a comparison: by the prompt alone where there is only one thing to compare."""
+    return prompt if len(choices) == 1 else f"{choice.removeprefix(ADAPTER)}: {prompt}"
 
 
-class _Precision:
-    """In which element type the two sides are compared: the coarser of theirs, as the finer one was rounded to it.
-
-    Attributes:
-        group: Group of the checkpoint that holds what the folder should.
-        round_to: Both sides' weights are rounded to this; None: they are fp32 on both sides.
-        note: What to tell about it.
-    """
-
-    def __init__(self, manifest: Manifest, weights: HfWeights) -> None:
-        theirs = {weights.dtype(name) for name in weights.names}
-        self.group = source_group(manifest, torch.float32 if theirs == {torch.float32} else torch.bfloat16)
-        ours = torch.float32 if self.group == "master" else stored_dtype(manifest)
-        coarse = torch.bfloat16 in theirs or ours == torch.bfloat16
-        self.round_to = torch.bfloat16 if coarse else None
-        self.note = "weights rounded to bf16 on both sides" if coarse and theirs != {ours} else ""
+def _expected(
+    other: Compared, prompts: Prompts, labels: Mapping[str, tuple[str, str]], *, stop: tuple[int, ...], generate: int
+) -> Results:
+    """Return what the folder's model gives for each comparison."""
+    model = other.model()
+    results: Results = {}
+    for choice in other.choices:
+        other.choose(model, choice)
+        own = {label: prompts[prompt] for label, (its, prompt) in labels.items() if its == choice}
+        results |= reference_results(model, own, stop=stop, generate=generate)
+    return results
 
 
 def _choose_layout(manifest: Manifest, asked: Layout | None) -> tuple[Layout, str]:
@@ -186,32 +185,6 @@ def _prompts(hf: Path, manifest: Manifest, *, num_tokens: int, generate: int, se
             if ids.shape[1] and int(ids.max()) < shape.vocab_size:
                 prompts[text] = ids
     return prompts
-
-
-def _compare_weights(
-    reader: CheckpointReader, weights: HfWeights, precision: _Precision, *, progress: Progress
-) -> list[str]:
-    """Return the names of Hugging Face tensors that are not, bit by bit, what an export of the checkpoint holds."""
-    differing = []
-    progress.start("comparing weights", weights.total_bytes)
-    for tensor in hf_tensors(reader.manifest.shape).values():
-        theirs = weights.map(tensor.name)
-        for part in tensor.slices:
-            ours = reader.read(precision.group, part.native_name, part.native_box)
-            there = theirs[part.hf_box.slices_within(Box.whole(tensor.shape))]
-            if not _same_bits(ours.view(there.shape), there, round_to=precision.round_to):
-                differing.append(tensor.name)
-                break
-        progress.advance(theirs.numel() * theirs.element_size())
-        weights.release(tensor.name)
-        reader.release()
-    return differing
-
-
-def _same_bits(one: torch.Tensor, two: torch.Tensor, *, round_to: torch.dtype | None) -> bool:
-    dtype = round_to or torch.float32
-    first, second = (x.to(dtype).contiguous().view(torch.uint8) for x in (one, two))
-    return bool(torch.equal(first, second))
 
 
 def compare(

@@ -16,12 +16,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from llama_scale.checkpoint.reader import CheckpointReader
-from llama_scale.convert.request import Request
+from llama_scale.checkpoint.manifest import ExtensionRecord
+from llama_scale.convert.request import ADAPTER, BASE, Request
+from llama_scale.convert.weights import Weights
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.plan.topology import Coordinates
 from llama_scale.spec.run import RunSpec
 from llama_scale.train import distributed
+from llama_scale.train.engine import MicroBatch, Route
 from llama_scale.train.model import LlamaModel, build_chunks
 from llama_scale.train.names import logical_parameters
 from llama_scale.train.ports import free_port
@@ -59,19 +61,20 @@ def forward(request: Request) -> dict[str, torch.Tensor] | None:
     Returns:
         The results on the last stage's first tensor rank, None elsewhere.
     """
-    reader = CheckpointReader(Path(request.checkpoint))
+    weights = Weights(Path(request.checkpoint), base=None if request.base is None else Path(request.base))
     prompts = load_file(request.prompts)
-    spec = make_spec(request, reader, seq_length=max(p.shape[1] for p in prompts.values()) + request.generate)
+    spec = make_spec(request, weights, seq_length=max(p.shape[1] for p in prompts.values()) + request.generate)
     plan = make_plan(spec)
     coordinates = distributed.initialize(
         plan.topology, device="cpu", timeout_s=request.timeout_s, virtual_stages=request.vp_size
     )
     chunks = build_chunks(spec, plan, coordinates, initialize=False)
-    load_weights(chunks, plan, coordinates, reader=reader, group=request.group, round_to=request.round_to)
+    load_weights(chunks, plan, coordinates, weights=weights, dtype=getattr(torch, request.dtype))
     pipeline = Pipeline(chunks, plan, coordinates)
     results: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for name, tokens in sorted(prompts.items()):
+            pipeline.choice = request.choices[name]
             logits = pipeline.logits(tokens)
             if logits is not None:
                 results[f"logits/{name}"] = logits.contiguous()
@@ -82,13 +85,20 @@ def forward(request: Request) -> dict[str, torch.Tensor] | None:
     return results if pipeline.writes_results else None
 
 
-def make_spec(request: Request, reader: CheckpointReader, *, seq_length: int) -> RunSpec:
-    """Return the spec of a run that would hold this model in this layout: layers are built from specs alone."""
-    manifest = reader.manifest
+def make_spec(request: Request, weights: Weights, *, seq_length: int) -> RunSpec:
+    """Return the spec of a run that would hold this model in this layout: layers are built from specs alone.
+
+    Task heads are left out: they give no logits.
+    """
+    manifest = weights.manifest
+    extensions = manifest.extensions or ExtensionRecord(seed=0)
     return RunSpec.model_validate(
         {
             "version": 1,
             "name": "verify",
+            "seed": extensions.seed,
+            "adapters": tuple(adapter.model_dump() | {"task": None} for adapter in extensions.adapters),
+            "mixture": None if extensions.mixture is None else extensions.mixture.model_dump(),
             "model": {
                 "kind": "inline",
                 "vocab_pad_multiple": manifest.vocab_pad_multiple,
@@ -116,17 +126,16 @@ def load_weights(
     plan: RunPlan,
     coordinates: Coordinates,
     *,
-    reader: CheckpointReader,
-    group: str,
-    round_to: str | None,
+    weights: Weights,
+    dtype: torch.dtype,
 ) -> None:
-    """Fill a rank's chunks from a checkpoint of any layout; padding rows become zero."""
+    """Fill a rank's chunks from a checkpoint of any layout, the base rounded to ``dtype``; padding rows become zero."""
     for local in logical_parameters(chunks, plan, coordinates):
         local.tensor.detach().zero_()
         if local.box.numel:
-            stored = reader.read(group, local.name, local.box)
-            local.view().copy_(stored if round_to is None else stored.to(getattr(torch, round_to)))
-        reader.release()
+            kind = dtype if local.parameter.owner == "base" else torch.float32
+            local.view().copy_(weights.read(local.name, local.box, out=torch.empty(local.box.shape, dtype=kind)))
+        weights.release()
 
 
 class Pipeline:
@@ -143,6 +152,8 @@ class Pipeline:
         self._plan = plan
         self._at = coordinates
         self._last = plan.topology.pp_size - 1
+        self.choice = BASE
+        """What the model is to be, see ``convert.request``."""
 
     @property
     def writes_results(self) -> bool:
@@ -151,7 +162,7 @@ class Pipeline:
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor | None:
         """Return logits ``[batch, seq, vocab]`` on the last stage's ranks, None elsewhere."""
-        batch = {"tokens": tokens, "position_ids": torch.arange(tokens.shape[1]).expand_as(tokens)}
+        batch = self._batch(tokens)
         hidden: torch.Tensor | None = None
         for virtual_rank, chunk in enumerate(self._chunks):
             first = virtual_rank == 0 and self._at.pp_rank == 0
@@ -167,6 +178,15 @@ class Pipeline:
             if self._plan.topology.pp_size > 1:
                 dist.send(output.contiguous(), self._neighbour(1))
         return None
+
+    def _batch(self, tokens: torch.Tensor) -> MicroBatch:
+        adapter = self.choice.removeprefix(ADAPTER) if self.choice.startswith(ADAPTER) else None
+        route = Route(adapter=adapter, task=None, start=0, stop=tokens.shape[0])
+        return {
+            "tokens": tokens,
+            "position_ids": torch.arange(tokens.shape[1]).expand_as(tokens),
+            "routes": (route,),
+        }
 
     def _neighbour(self, step: int) -> int:
         topology = self._plan.topology

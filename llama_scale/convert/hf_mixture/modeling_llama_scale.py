@@ -97,11 +97,11 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
         self.model.names, self._mixed = (adapter_name,), False
 
     def set_mixture(self) -> None:
-        """Be the mixture of all adapters from now on."""
+        """Be the mixture from now on."""
         if self.prior is None and self.gate is None:
             raise ValueError("this folder has no mixture; choose one of its adapters with set_adapter(NAME)")
         gate = () if self.gate is None else (None,)  # the gate reads rows without adapter, behind all others
-        self.model.names, self._mixed = (*self.adapter_names, *gate), True
+        self.model.names, self._mixed = (*self.config.llama_scale["mixture"]["adapters"], *gate), True
 
     # Files: the base as transformers keeps it, each adapter and the mixture's weights in files of their own.
 
@@ -125,7 +125,7 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
             return
         tensors = {k: nn.Parameter(t.to(self.model.norm.weight.device)) for k, t in read(mixture["file"]).items()}
         if mixture["weights"] == "gate":
-            self.gate = GATES[mixture["gate"]](Options(mixture["gate_options"]), len(facts["adapters"]))
+            self.gate = GATES[mixture["gate"]](Options(mixture["gate_options"]), len(mixture["adapters"]))
             for name, parameter in tensors.items():
                 attach(self.gate, name, parameter)
         else:
@@ -148,7 +148,7 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
         for key, tensor in tensors.items():
             number, name, form = _place(key, entry["tensors"])
             layer = self.model.layers[number]
-            value = (tensor.flatten() if form.get("flat") else tensor).to(layer.mlp.up_proj.weight.device)
+            value = (tensor.flatten() if form.get("vector") else tensor).to(layer.mlp.up_proj.weight.device)
             if form.get("less_norm"):
                 value = value - layer.base_weight(name.partition(".")[0]).float().norm(dim=1)
             attach(made[number], name, nn.Parameter(value))
@@ -263,7 +263,7 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
     ) -> torch.Tensor:
         """Return log-probabilities ``[B, kept, V]``, a few positions at a time."""
         parts = hidden.unflatten(1, (len(self.model.names), -1))
-        number = len(self.adapter_names)
+        number = len(self.config.llama_scale["mixture"]["adapters"])
         trunk, posterior = parts[:, number:], None
         positions = kept
         if self.gate is None and self.config.llama_scale["mixture"]["weights"] == "posterior":

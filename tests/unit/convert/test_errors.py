@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_scale.convert.export_hf import export_hf, stored_dtype
+from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.folders import find_checkpoint, new_folder
 from llama_scale.convert.hf_config import make_hf_config
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.reshard import reshard
 from llama_scale.convert.shards import Layout
 from llama_scale.convert.verify import verify
+from llama_scale.convert.weights import Weights
 from llama_scale.errors import ConvertError
+from llama_scale.layout.parameters import EMBEDDING
 from tests.unit.convert.tiny import Tiny, write_weights
 
 
@@ -237,9 +239,12 @@ def test_models_that_transformers_cannot_hold(tmp_path):
     manifest = import_hf(source, tmp_path / "ck", layout=Layout())
     with pytest.raises(ConvertError, match="hidden_size=26 is not a multiple of num_heads=12: transformers refuses"):
         make_hf_config(manifest.shape, dtype="float32")
-    empty = manifest.model_copy(update={"tensors": {}})
-    with pytest.raises(ConvertError, match="holds no weights; choose --dtype"):
-        stored_dtype(empty)
+    weights = Weights(tmp_path / "ck")
+    tensors = manifest.tensors["model"]
+    one = tensors[EMBEDDING].model_copy(update={"dtype": "bfloat16"})
+    weights.manifest = manifest.model_copy(update={"tensors": {"model": {**tensors, EMBEDDING: one}}})
+    with pytest.raises(ConvertError, match="holds weights of the types bfloat16, float32; choose --dtype"):
+        _ = weights.dtype
 
 
 def test_verify_refuses_another_model(tmp_path):
