@@ -17,8 +17,8 @@ pytestmark = pytest.mark.engines
 PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 
 
-def test_there_is_an_adapter() -> None:
-    assert {"llama-scale-vera"} <= {path.name for path in PLUGINS}
+def test_there_are_an_adapter_and_a_task() -> None:
+    assert {"llama-scale-vera", "llama-scale-classification"} <= {path.name for path in PLUGINS}
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)

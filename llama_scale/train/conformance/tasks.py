@@ -102,6 +102,7 @@ class _Suite:
                 "tasks": ({"name": "probe", "kind": request.name, "options": options},),
                 "data": {"kind": "tasks", "seq_length": SEQ_LENGTH},
                 "tokenizer": {"kind": "hf", "path": str(tokenizer)},
+                "optimizer": {"lr": 1e-3, "weight_decay": 0.0, "eps": 1e-4},
             },
         )
         self.descriptor = descriptor
