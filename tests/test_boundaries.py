@@ -154,6 +154,8 @@ _NO_TORCH = HEAVY - {"numpy"}
         (["--help"], {*_FAST, "jinja2"}),
         (["validate", "SPEC"], {*_FAST, "jinja2"}),
         (["plan", "SPEC", "--json"], HEAVY),
+        (["plan", "SPEC", "--plot", "PLOT"], {*HEAVY, "PIL", "matplotlib"}),
+        (["report", "--help"], _FAST),
         (["launch", "SPEC", "--dry-run"], _FAST),
         (["launch", "--help"], _FAST),
         (["runs", "--runs-dir", "EMPTY"], _FAST),
@@ -164,7 +166,7 @@ _NO_TORCH = HEAVY - {"numpy"}
 )
 def test_fast_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str], banned: set[str]) -> None:
     spec = write_spec(tmp_path / "spec")
-    places = {"SPEC": str(spec), "EMPTY": str(tmp_path / "none")}
+    places = {"SPEC": str(spec), "EMPTY": str(tmp_path / "none"), "PLOT": str(tmp_path / "plan.svg")}
     command = [sys.executable, "-c", _PROBE, *(places.get(word, word) for word in arguments)]
 
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)

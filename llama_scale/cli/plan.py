@@ -48,6 +48,9 @@ def plan(
     evaluate: Annotated[
         Path | None, typer.Option(metavar="ROWS.csv", help="Predict published measurements; no spec.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the plan or the search: .svg, or .png with Pillow.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print data as JSON.")] = False,
 ) -> None:
     """Show who computes what, memory, step time and cost; search for the best layout; no torch, no GPU needed.
@@ -55,7 +58,7 @@ def plan(
     Exit status 3: the spec has errors; all of them are named on stderr.
     """
     names = list(specs or ())
-    _check_options(names, search=search, diff=diff, evaluate=evaluate, gpus=gpus)
+    _check_options(names, search=search, diff=diff, evaluate=evaluate, gpus=gpus, plot=plot)
     changes = overrides or ()
     if evaluate is not None:
         from llama_scale.cli.plan_evaluate import run_evaluate  # lazy: only this form
@@ -67,7 +70,9 @@ def plan(
     if search:
         from llama_scale.cli.plan_search import run_search  # lazy: only this form
 
-        run_search(resolved[0], hardware=hardware[0], gpus=gpus, objective=objective, top=top, as_json=as_json)
+        run_search(
+            resolved[0], hardware=hardware[0], gpus=gpus, objective=objective, top=top, as_json=as_json, plot=plot
+        )
         return
     if diff:
         from llama_scale.cli.plan_diff import run_diff  # lazy: only this form
@@ -76,6 +81,10 @@ def plan(
         return
     made = make_plan(resolved[0])
     speed = _speed(resolved[0], made, hardware=hardware[0], usd_per_hour=usd_per_hour)
+    if plot is not None:
+        from llama_scale.cli.plan_plot import plot_plan  # lazy: drawings are seldom asked for
+
+        plot_plan(plot, made, spec=resolved[0], speed=speed)
     if as_json:
         emit_json(plan_document(made, spec=resolved[0], speed=speed))
     else:
@@ -84,7 +93,9 @@ def plan(
         emit(render(made, spec=resolved[0], estimate=speed))
 
 
-def _check_options(names: list[str], *, search: bool, diff: bool, evaluate: Path | None, gpus: int | None) -> None:
+def _check_options(
+    names: list[str], *, search: bool, diff: bool, evaluate: Path | None, gpus: int | None, plot: Path | None
+) -> None:
     forms = [name for name, given in (("--search", search), ("--diff", diff), ("--evaluate", evaluate)) if given]
     if len(forms) > 1:
         raise typer.BadParameter(f"{' and '.join(forms)} are different questions; ask one at a time")
@@ -94,6 +105,12 @@ def _check_options(names: list[str], *, search: bool, diff: bool, evaluate: Path
         raise typer.BadParameter(f"{form} takes {wanted} SPEC argument{'s' * (wanted != 1)}, and {len(names)} given")
     if gpus is not None and not search:
         raise typer.BadParameter("--gpus goes with --search; a spec's own devices are set by cluster and parallel")
+    if plot is not None:
+        if diff or evaluate is not None:
+            raise typer.BadParameter(f"--plot draws a plan or a search; {forms[0]} has no drawing")
+        from llama_scale.cli.plan_plot import check_plot  # lazy: drawings are seldom asked for
+
+        check_plot(plot)
 
 
 def _speed(spec: RunSpec, made: RunPlan, *, hardware: Hardware | None, usd_per_hour: float | None) -> Estimate | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from llama_scale.cli.output import emit, emit_json, say
@@ -17,9 +18,16 @@ _WIDTH = 110
 
 
 def run_search(
-    spec: RunSpec, *, hardware: Hardware | None, gpus: int | None, objective: Objective, top: int, as_json: bool
+    spec: RunSpec,
+    *,
+    hardware: Hardware | None,
+    gpus: int | None,
+    objective: Objective,
+    top: int,
+    as_json: bool,
+    plot: Path | None = None,
 ) -> None:
-    """Print the best layouts.
+    """Print the best layouts, and draw all of them if ``plot`` names a file.
 
     Raises:
         SpecError: no accelerator is named, the devices do not fill hosts, or no layout is allowed.
@@ -39,6 +47,10 @@ def run_search(
     shown = with_reasons(result, top=top, objective=objective)
     if not result.fitting:
         say(f"warning: none of {len(result.ranked)} layouts fits {devices} x {hardware.name}; the nearest are shown")
+    if plot is not None:
+        from llama_scale.cli.plan_plot import plot_search  # lazy: drawings are seldom asked for
+
+        plot_search(plot, result, shown=shown)
     if as_json:
         emit_json(
             {
@@ -88,6 +100,15 @@ def _tables(fitting: int, layouts: int, shown: tuple[Ranked, ...], *, hardware: 
             one.reason or "best",
         )
     return show([made], width=_WIDTH)
+
+
+def layout_name(one: Ranked) -> str:
+    """Return a layout in a few words: engine, degrees, micro-batch, recomputation."""
+    candidate = one.candidate
+    words = [_engine(candidate.engine), _layout(one), f"micro {candidate.batch.micro}"]
+    if candidate.recompute.kind != "none":
+        words.append(_recompute(candidate.recompute))
+    return " ".join(words)
 
 
 def _layout(one: Ranked) -> str:

@@ -8,11 +8,16 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write ``text`` as UTF-8 under a temporary name beside ``path``, then rename it into place.
+    """Write ``text`` as UTF-8; see :func:`write_bytes_atomically`."""
+    write_bytes_atomically(path, text.encode("utf-8"), sync=sync)
+
+
+def write_bytes_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write ``data`` under a temporary name beside ``path``, then rename it into place.
 
     Args:
         path: The file to replace or create.
-        text: Its whole content.
+        data: Its whole content.
         sync: Flush to the disk before the rename, so that a power cut leaves the old or the new content.
 
     Raises:
@@ -21,7 +26,7 @@ def write_atomically(path: Path, text: str, *, sync: bool = True) -> None:
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with scratch.open("wb") as file:
-            file.write(text.encode("utf-8"))
+            file.write(data)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())

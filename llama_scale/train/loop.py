@@ -15,6 +15,7 @@ from llama_scale.train.engine import Engine, MicroBatches, StepResult
 from llama_scale.train.metrics import ProgressLine, StepRecord
 from llama_scale.train.profile import StepProfiler
 from llama_scale.train.schedule import learning_rate
+from llama_scale.train.statistics import StepStatistics
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import RunPlan
@@ -37,6 +38,7 @@ class LoopParts:
         agree: Turns this rank's wish into every rank's decision (collective).
         sinks: Called with each step's record, on rank 0; empty elsewhere.
         profiler: Records chosen steps.
+        statistics: Gathers what steps and evaluations tell of tasks and adapters (collective); None: nothing.
         flops_per_step: Model FLOPs of one step.
         peak_flops: FLOPs per second of all devices together; None if unknown.
     """
@@ -51,6 +53,7 @@ class LoopParts:
     profiler: StepProfiler
     flops_per_step: float
     peak_flops: float | None
+    statistics: Callable[[], StepStatistics] | None = None
 
 
 class NonFiniteError(LaunchError):
@@ -130,10 +133,13 @@ def _step(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position,
     elapsed = time.perf_counter() - begin
     parts.profiler.after(step)
     samples = position.samples + plan.batch.global_batch
+    statistics = evaluated = StepStatistics() if parts.statistics is None else parts.statistics()
     validation = None
     if parts.validate is not None and spec.validation is not None:
         due = step == plan.steps or _every(spec.validation.every_steps, step)
         validation = parts.validate() if due else None
+        if due and parts.statistics is not None:
+            evaluated = parts.statistics()
     validation_loss = None if validation is None else validation.loss
     record = StepRecord(
         step=step,
@@ -149,6 +155,8 @@ def _step(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position,
         skipped=result.skipped,
         validation_loss=validation_loss,
         validation_losses={} if validation is None else dict(validation.task_losses),
+        task_losses=statistics.task_losses,
+        responsibilities=statistics.responsibilities or evaluated.responsibilities,
     )
     for sink in parts.sinks:
         sink(record)

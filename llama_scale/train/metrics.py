@@ -32,6 +32,10 @@ class StepRecord:
         data_s: Part of ``step_time_s`` in which rank 0 read its samples.
         validation_loss: Mean loss over the validation batches after this step, where it was measured.
         validation_losses: The same of each task.
+        task_losses: Mean loss of each task that had rows in this step, per counted token.
+        responsibilities: Share of the tokens (``weights: posterior``: of the documents) that each adapter of a mixture
+            is responsible for: of this step's, or, where training sends rows through one adapter each, of those that
+            were evaluated after it.
     """
 
     step: int
@@ -47,9 +51,11 @@ class StepRecord:
     data_s: float = 0.0
     validation_loss: float | None = None
     validation_losses: Mapping[str, float] = field(default_factory=dict)
+    task_losses: Mapping[str, float] = field(default_factory=dict)
+    responsibilities: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return one line of JSON; numbers that are not finite become null, ``validation_loss`` appears if measured."""
+        """Return one line of JSON; numbers that are not finite become null, what was not measured does not appear."""
         values: dict[str, Any] = asdict(self)
         for key, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -58,8 +64,9 @@ class StepRecord:
                 values[key] = {name: one if math.isfinite(one) else None for name, one in value.items()}
         if self.validation_loss is None:
             del values["validation_loss"]
-        if not self.validation_losses:
-            del values["validation_losses"]
+        for name in ("validation_losses", "task_losses", "responsibilities"):
+            if not values[name]:
+                del values[name]
         values["time_utc"] = datetime.now(UTC).isoformat(timespec="milliseconds")
         return json.dumps(values, allow_nan=False)
 
@@ -75,6 +82,8 @@ class StepRecord:
             "validation/loss": self.validation_loss,
         }
         values |= {f"validation/{name}": value for name, value in self.validation_losses.items()}
+        values |= {f"task_loss/{name}": value for name, value in self.task_losses.items()}
+        values |= {f"responsibility/{name}": value for name, value in self.responsibilities.items()}
         return {name: value for name, value in values.items() if value is not None}
 
 

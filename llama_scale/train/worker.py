@@ -33,6 +33,7 @@ from llama_scale.train.peak_memory import PeakMemory
 from llama_scale.train.profile import StepProfiler, parse_steps
 from llama_scale.train.samples import SampleSource, make_samples
 from llama_scale.train.signals import Agreement, StopRequest
+from llama_scale.train.statistics import make_gather
 from llama_scale.train.throughput import flops_per_step, peak_flops
 from llama_scale.train.validation import make_validation
 from llama_scale.train.watch import STOP_SIGNALS
@@ -182,6 +183,7 @@ def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coor
             profiler=StepProfiler(job.profile, folder=job.run_dir / "profile", rank=rank),
             flops_per_step=flops_per_step(plan),
             peak_flops=peak_flops(spec, plan),
+            statistics=make_gather(spec, engine),
         )
         try:
             outcome = train(spec, plan, parts, position=position)

@@ -13,8 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from llama_scale.cli.app import app
+from llama_scale.errors import ReportError
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.spec.load import load_spec
+from tests.live_runs import write_spec
+from tests.unit.cli.calling import call
 
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = "LLAMA_SCALE_UPDATE_GOLDEN"
@@ -142,3 +145,42 @@ def test_help_names_the_options() -> None:
     assert result.exit_code == 0
     assert "--set" in result.stdout
     assert "--json" in result.stdout
+
+
+@pytest.mark.parametrize("form", [(), ("--search", "--gpu", "h100")], ids=["plan", "search"])
+@pytest.mark.parametrize("suffix", [".svg", ".PNG"])
+def test_plot_writes_a_drawing_beside_the_answer(tmp_path: Path, form: tuple[str, ...], suffix: str) -> None:
+    file = tmp_path / f"drawing{suffix}"
+
+    done = CliRunner().invoke(app, ["plan", str(write_spec(tmp_path)), *form, "--plot", str(file)])
+
+    assert done.exit_code == 0, done.output
+    assert file.read_bytes().startswith(b"<?xml" if suffix == ".svg" else b"\x89PNG")
+    assert list(tmp_path.glob(".*tmp")) == []
+
+
+def test_plot_refuses_what_it_cannot_draw(tmp_path: Path) -> None:
+    spec = str(write_spec(tmp_path))
+
+    def refusal(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["plan", spec, *arguments])
+        assert done.exit_code == 2
+        return " ".join(done.output.split())
+
+    assert "'x.pdf' ends in neither .svg nor .png" in refusal("--plot", "x.pdf")
+    assert "--plot draws a plan or a search; --diff has no drawing" in refusal(spec, "--diff", "--plot", "x.svg")
+
+
+def test_drawing_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "none" / "x.svg"
+
+    with pytest.raises(ReportError, match=r"cannot write .*x\.svg: No such file or directory; choose another file"):
+        call("plan", write_spec(tmp_path), "--plot", file)
+
+
+def test_png_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+
+    with pytest.raises(ReportError, match=r"pip install 'llama-scale\[plot\]', or name a file that ends in \.svg"):
+        call("plan", write_spec(tmp_path), "--plot", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()

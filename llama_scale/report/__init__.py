@@ -1,0 +1,1 @@
+"""One HTML page about runs: what they did, against what was predicted."""

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_scale.report.metrics import read_curves, thin
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_file_that_is_not_there_has_no_curves(tmp_path: Path) -> None:
+    curves = read_curves(tmp_path / "metrics.jsonl")
+
+    assert curves.curve("loss") == ()
+    assert curves.last("loss") is None
+    assert curves.typical("step_time_s") is None
+    assert curves.between_steps() == 0.0
+
+
+def test_what_is_no_record_is_counted_and_left_out(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "m", {"step": 1, "loss": 2.0}, ["no"], {"loss": 1.0}, {"step": "3"}, {"step": 4, "loss": True}
+    )
+    with path.open("ab") as file:
+        file.write(b"\xff{\n" + b'{"step": 5, "loss"')
+
+    curves = read_curves(path)
+
+    assert (curves.lines, curves.broken) == (6, 4)
+    assert curves.values["loss"][0] == (1.0, 2.0)
+    assert math.isnan(curves.values["loss"][1][1])
+
+
+def test_typical_step_leaves_out_the_first(tmp_path: Path) -> None:
+    times = [9.0, 1.0, 1.0, 1.2]
+    path = write(tmp_path / "m", *({"step": n, "step_time_s": t} for n, t in enumerate(times)))
+
+    assert read_curves(path).typical("step_time_s") == 1.0
+
+
+def test_time_between_steps_is_what_no_step_took(tmp_path: Path) -> None:
+    records = [{"step": n, "step_time_s": 1.0, "time_utc": f"2026-11-24T12:00:{2 * n:02}+00:00"} for n in range(1, 6)]
+
+    assert read_curves(write(tmp_path / "m", *records)).between_steps() == pytest.approx(4.0)
+
+
+def test_adapters_and_tasks_are_curves_by_name(tmp_path: Path) -> None:
+    records = [{"step": n, "responsibilities": {"a": 0.25, "b": None}, "task_losses": {"qa": 2.0}} for n in (1, 2)]
+
+    curves = read_curves(write(tmp_path / "m", *records))
+
+    assert curves.responsibilities["a"] == [(1.0, 0.25), (2.0, 0.25)]
+    assert math.isnan(curves.responsibilities["b"][0][1])
+    assert curves.task_losses == {"qa": [(1.0, 2.0), (2.0, 2.0)]}
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=300), st.integers(1, 50))
+def test_thinning_keeps_the_mean_of_each_group(values: list[float], most: int) -> None:
+    points = [(float(n), value) for n, value in enumerate(values)]
+
+    kept = thin(points, most=most)
+
+    assert len(kept) <= most or len(kept) == len(points) <= most
+    assert kept[-1][0] == points[-1][0]
+    assert min(values) - 1e-9 <= min(y for _, y in kept) <= max(y for _, y in kept) <= max(values) + 1e-9
