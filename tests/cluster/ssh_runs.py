@@ -45,7 +45,7 @@ def launch(hosts: Hosts, runs: Path, spec: list[str], *more: str, **variables: s
     """Launch from the head machine without waiting; return the run's folder."""
     done = cli(hosts.head, "launch", *spec, "--runs-dir", runs, "--detach", *more, **variables)
     assert done.returncode == 0, done.stderr
-    return RunFolder(Path(done.stdout.strip().splitlines()[-1]))
+    return RunFolder(Path(done.stdout.removesuffix("\n")))
 
 
 def status_of(run: RunFolder) -> Status:
