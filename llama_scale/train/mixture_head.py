@@ -74,10 +74,9 @@ class MixtureHead(nn.Module):
             units = math.token_units(given, weights, mask=mask)
         if log_probs is None:
             return math.weight_loss(units, self._owners(routes, mask))
-        if self.training:
-            self._count(units, routes, mask)
-            if self.section.objective == "em":
-                return math.expected_loss(units)
+        self._count(units, routes, mask)
+        if self.training and self.section.objective == "em":
+            return math.expected_loss(units)
         return math.negative_log_likelihood(units)
 
     def log_weights(self, trunk: torch.Tensor | None) -> torch.Tensor:
@@ -113,14 +112,17 @@ class MixtureHead(nn.Module):
         return owners.flatten().to(mask.device)
 
     def _count(self, units: math.Units, routes: Sequence[Route], mask: torch.Tensor) -> None:
-        *shares, total = math.shares(units).unbind()
-        for name, share in zip(self.names, shares, strict=True):
-            self.tally.add(RESPONSIBILITY + name, share, total)
-        losses = math.unit_losses(units).detach().view(mask.shape)
-        for route in routes:
-            if route.task is not None:
-                rows = slice(route.start, route.stop)
-                self.tally.add(TASK + route.task, losses[rows].sum(), mask[rows].sum())
+        """Add up responsibilities and task losses of training, or of evaluation where only that has them."""
+        if self.training or self.section.objective == "per_task":
+            *shares, total = math.shares(units).unbind()
+            for name, share in zip(self.names, shares, strict=True):
+                self.tally.add(RESPONSIBILITY + name, share, total)
+        if self.training:
+            losses = math.unit_losses(units).detach().view(mask.shape)
+            for route in routes:
+                if route.task is not None:
+                    rows = slice(route.start, route.stop)
+                    self.tally.add(TASK + route.task, losses[rows].sum(), mask[rows].sum())
 
 
 def make_head(spec: RunSpec, *, tally: Tally) -> MixtureHead:

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from llama_scale.spec.adapters import mixed_adapters
+
 if TYPE_CHECKING:
     from llama_scale.spec.run import RunSpec
     from llama_scale.train.engine import Engine
@@ -41,9 +43,8 @@ class Tally(dict[str, torch.Tensor]):
 
 def statistics_names(spec: RunSpec) -> tuple[str, ...]:
     """Return what a run's steps may tell, in the same order on all ranks."""
-    tasks = [TASK + task.name for task in spec.tasks]
-    mixed = spec.mixture is not None and spec.mixture.objective != "per_task"
-    return (*tasks, *(RESPONSIBILITY + adapter.name for adapter in spec.adapters if mixed))
+    mixed = () if spec.mixture is None else mixed_adapters(spec.adapters, spec.mixture)
+    return (*(TASK + task.name for task in spec.tasks), *(RESPONSIBILITY + adapter for adapter in mixed))
 
 
 def make_gather(spec: RunSpec, engine: Engine) -> Callable[[], StepStatistics] | None:

@@ -20,6 +20,7 @@ from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, Tenso
 from llama_scale.train.loop import LoopParts, NonFiniteError, best_validation_loss, log_progress, train
 from llama_scale.train.metrics import StepRecord
 from llama_scale.train.profile import StepProfiler
+from llama_scale.train.statistics import StepStatistics
 from llama_scale.train.validation import Validation
 from tests.unit.train.test_metrics import record
 
@@ -94,6 +95,7 @@ class Loop:
         *,
         losses: list[float] | None = None,
         validate: Callable[[], float] | None = None,
+        statistics: Callable[[], StepStatistics] | None = None,
         stop_after: int | None = None,
         start: Position | None = None,
     ) -> None:
@@ -112,9 +114,35 @@ class Loop:
             profiler=StepProfiler(None, folder=folder, rank=0),
             flops_per_step=1e6,
             peak_flops=None,
+            statistics=statistics,
         )
         self.outcome = train(spec, plan, parts, position=start or Position(step=0, samples=0))
         self.saved = [int(path.name.removeprefix("step-")) for path in list_complete(folder / "checkpoints")]
+
+
+def test_statistics_are_gathered_after_each_step_and_each_evaluation(tmp_path: Path) -> None:
+    found = iter(
+        [
+            StepStatistics(task_losses={"a": 2.0}),
+            StepStatistics(task_losses={"a": 1.5}),
+            StepStatistics(responsibilities={"x": 0.75, "y": 0.25}),  # of the evaluation after step 2
+            StepStatistics(responsibilities={"x": 0.5, "y": 0.5}),
+            StepStatistics(),
+            StepStatistics(responsibilities={"x": 1.0, "y": 0.0}),  # training's own go before the evaluation's
+        ]
+    )
+    spec = make_spec(train={"steps": 4}, validation={"every_steps": 2, "batches": 1})
+
+    loop = Loop(tmp_path, spec, validate=lambda: 1.0, statistics=lambda: next(found))
+
+    assert [r.task_losses for r in loop.records] == [{"a": 2.0}, {"a": 1.5}, {}, {}]
+    assert [r.responsibilities for r in loop.records] == [
+        {},
+        {"x": 0.75, "y": 0.25},
+        {"x": 0.5, "y": 0.5},
+        {"x": 1.0, "y": 0.0},
+    ]
+    assert next(found, None) is None
 
 
 def manifest(folder: Path, step: int) -> dict[str, Any]:

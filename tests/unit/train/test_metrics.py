@@ -37,7 +37,8 @@ def test_every_step_is_one_line_with_the_documented_fields(tmp_path: Path) -> No
         file.write(record(1))
         assert len(lines(path)) == 1  # already there, not only when the file is closed
         file.write(record(2, mfu=0.4, validation_loss=2.4, validation_losses={"a": 1.0, "b": math.inf}))
-    first, second = lines(path)
+        file.write(record(3, task_losses={"a": 2.0}, responsibilities={"x": 0.25, "y": math.nan}))
+    first, second, third = lines(path)
     assert first.pop("time_utc").endswith("+00:00")
     assert first == {
         "step": 1,
@@ -54,6 +55,7 @@ def test_every_step_is_one_line_with_the_documented_fields(tmp_path: Path) -> No
     }
     assert (second["mfu"], second["validation_loss"]) == (0.4, 2.4)
     assert second["validation_losses"] == {"a": 1.0, "b": None}
+    assert (third["task_losses"], third["responsibilities"]) == ({"a": 2.0}, {"x": 0.25, "y": None})
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
