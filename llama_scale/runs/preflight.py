@@ -19,12 +19,18 @@ def check_inputs(spec: RunSpec, *, warm_start: bool = True) -> None:
 
     Args:
         spec: Resolved spec.
-        warm_start: Look at ``model.init_from``; a run that goes on from its own checkpoint does not read it.
+        warm_start: Look at ``model.init_from``; a run that goes on from its own checkpoint reads it only where it is
+            the frozen base of adapters.
 
     Raises:
         LaunchError: Something is missing or does not fit; every fault is named at once.
     """
-    faults = [*_packages(), *_data(spec), *_tokenizer(spec), *(_warm_start(spec) if warm_start else ())]
+    faults = [
+        *_packages(),
+        *_data(spec),
+        *_tokenizer(spec),
+        *(_warm_start(spec) if warm_start or spec.adapters else ()),
+    ]
     if faults:
         raise LaunchError("\n  ".join([f"{spec.name} cannot start:", *faults]) if len(faults) > 1 else faults[0])
 
@@ -139,6 +145,12 @@ def _warm_start(spec: RunSpec) -> Iterator[str]:
     except CheckpointError as error:
         yield f"model.init_from: {error}"
         return
+    if manifest.base is not None:
+        yield (
+            f"model.init_from: {folder} holds only what was trained on a frozen base "
+            f"({manifest.base.path or 'drawn from a seed'}); name that base, or merge them first: llama-scale convert "
+            "export --as merged, then convert import"
+        )
     for field in type(manifest.shape).model_fields:
         theirs, ours = getattr(manifest.shape, field), getattr(spec.model, field)
         # Only what changes the tensors; context length and RoPE may be changed on purpose.

@@ -142,7 +142,7 @@ def _moves(manifest: Manifest, *, plan: RunPlan, new: RunSpec) -> Iterator[str]:
         yield f"engine {manifest.engine} -> {plan.engine}"
     if manifest.vocab_pad_multiple != plan.vocab_pad_multiple:
         yield f"vocab_pad_multiple {manifest.vocab_pad_multiple} -> {plan.vocab_pad_multiple}"
-    stored_bf16 = bool(manifest.tensors.get("master"))
+    stored_bf16 = bool(manifest.tensors.get("master")) if manifest.base is None else manifest.base.dtype == "bfloat16"
     if stored_bf16 != (new.precision.compute == "bf16"):
         yield f"precision {'bf16' if stored_bf16 else 'fp32'} -> {new.precision.compute}"
 

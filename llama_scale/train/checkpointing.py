@@ -24,6 +24,7 @@ from llama_scale.checkpoint.manifest import checkpoint_name, newest_complete
 from llama_scale.checkpoint.retention import clean_unfinished, temporary_folder
 from llama_scale.errors import CheckpointError
 from llama_scale.train.engine import Engine, LocalPiece
+from llama_scale.train.frozen_base import base_record, extension_record
 from llama_scale.train.random_state import rng_pieces
 from llama_scale.train.restoring import restore
 from llama_scale.train.saving import BackgroundSave, HostBuffers, Ranks, SaveRequest, write_checkpoint
@@ -73,6 +74,7 @@ class Checkpointer:
         self._token = self._ranks.from_first(lambda: os.urandom(4).hex())
         self._buffers = HostBuffers()
         self._pending: BackgroundSave | None = None
+        self._base = self._ranks.from_first(lambda: base_record(spec, plan))
         self.saved_step: int | None = None
         """Step of the newest checkpoint known to be complete."""
         for folder in self._ranks.from_first(lambda: clean_unfinished(self.root)):
@@ -117,6 +119,8 @@ class Checkpointer:
     def resume(self, engine: Engine) -> Position | None:
         """Load the newest complete checkpoint, whatever layout wrote it: weights, optimizer and position.
 
+        A frozen base, which no checkpoint of the run holds, is loaded first.
+
         Returns:
             Where training stood, or None if there is no complete checkpoint.
 
@@ -125,8 +129,18 @@ class Checkpointer:
         """
         folder = self._ranks.from_first(lambda: newest_complete(self.root))
         manifest = None
+        if self._base is not None and self._base.path is not None:
+            self.init_from(engine, Path(self._base.path))
         if folder is not None:
-            manifest = restore(folder, engine, spec=self._spec, plan=self._plan, ranks=self._ranks, optimizer=True)
+            manifest = restore(
+                folder,
+                engine,
+                spec=self._spec,
+                plan=self._plan,
+                ranks=self._ranks,
+                optimizer=True,
+                base=self._base,
+            )
         if self._spec.checkpoint.asynchronous:
             self._buffers.reserve(self._pieces(engine))
         if manifest is None:
@@ -137,7 +151,7 @@ class Checkpointer:
         )
 
     def init_from(self, engine: Engine, folder: Path) -> None:
-        """Load only the weights of a checkpoint (of a run or of ``convert import``), for a warm start.
+        """Load only the weights of a checkpoint (of a run or of ``convert import``): a warm start, or a frozen base.
 
         Raises:
             CheckpointError: It is damaged, incomplete or of another model.
@@ -190,6 +204,8 @@ class Checkpointer:
                 },
                 "shape": plan.shape,
                 "vocab_pad_multiple": plan.vocab_pad_multiple,
+                "base": self._base,
+                "extensions": extension_record(self._spec),
                 "rng": {"seed": self._spec.seed},
                 "schedule": dict(position.schedule),
                 "metrics": dict(position.metrics),

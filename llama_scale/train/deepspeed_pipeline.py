@@ -50,7 +50,7 @@ class StagePipeline(PipelineModule):
     def __init__(self, chunk: LlamaModel, plan: RunPlan, coordinates: Coordinates) -> None:
         topology = plan.topology
         stage = _Stage(chunk)
-        stage.fillers = _fillers(chunk, plan)
+        stage.fillers = _fillers(chunk)
         places: list[nn.Module] = [nn.Identity() for _ in range(topology.pp_size)]
         places[coordinates.pp_rank] = stage
         self._scale = 1.0
@@ -104,13 +104,12 @@ def _tied_copy(chunk: LlamaModel) -> nn.Parameter | None:
     return weight if weight.requires_grad else None
 
 
-def _fillers(chunk: LlamaModel, plan: RunPlan) -> nn.ParameterList:
-    """Return a matrix or a vector without use where this stage trains none, but another does.
+def _fillers(chunk: LlamaModel) -> nn.ParameterList:
+    """Return a matrix or a vector without use where this stage trains none: each stage has one of both.
 
     DeepSpeed adds up the gradient's norm over all stages, one group of parameters after the other: a stage that has
     only one of the two (``adamw.parameter_groups``) would wait for ever.
     """
-    wanted = {min(len(p.shape), 2) for p in plan.all_parameters() if plan.trains(p)}
     present = {min(p.dim(), 2) for p in chunk.parameters() if p.requires_grad}
     like = next(p for p in chunk.parameters() if p.requires_grad)
-    return nn.ParameterList(nn.Parameter(like.new_zeros((1,) * dims)) for dims in sorted(wanted - present))
+    return nn.ParameterList(nn.Parameter(like.new_zeros((1,) * dims)) for dims in sorted({1, 2} - present))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from llama_scale.checkpoint.digest import piece_digest
-from llama_scale.checkpoint.manifest import Manifest, verify_files
+from llama_scale.checkpoint.manifest import BaseRecord, Manifest, verify_files
 from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.reader import CheckpointReader
 from llama_scale.errors import CheckpointError
 from llama_scale.layout.boxes import Box
 from llama_scale.spec.model import ModelShape
 from llama_scale.train.engine import Engine, LocalPiece
+from llama_scale.train.frozen_base import check_extensions
 from llama_scale.train.random_state import restore_rng
 from llama_scale.train.saving import Ranks
 
@@ -37,36 +38,47 @@ class PrecisionReader:
 
     Args:
         reader: The checkpoint.
-        masters: The engine keeps fp32 masters beside its weights (bf16 training).
+        halves: Names of the weights that the engine has in bf16, with fp32 masters of those that train.
     """
 
-    def __init__(self, reader: CheckpointReader, *, masters: bool) -> None:
+    def __init__(self, reader: CheckpointReader, *, halves: Collection[str]) -> None:
         self._reader = reader
-        self.groups = ("model", *(("master",) if masters else ()), "exp_avg", "exp_avg_sq")
-        """What the engine loads, if it loads everything."""
-        stored = bool(reader.tensors("master"))
-        self._source = {"master": "model"} if masters and not stored else {}
-        if stored and not masters:
-            self._source = {"model": "master"}
+        self._halves = halves
+        self._masters = frozenset(reader.tensors("master"))
 
-    def source(self, group: str) -> str:
-        """Return the stored group that serves ``group``."""
-        return self._source.get(group, group)
+    def source(self, group: str, name: str) -> str:
+        """Return the stored group that serves a tensor of ``group``."""
+        if group == "master" and name not in self._masters:
+            return "model"
+        if group == "model" and name in self._masters and name not in self._halves:
+            return "master"
+        return group
 
     def tensors(self, group: str) -> Sequence[str]:
         """Name the tensors of a group."""
-        return self._reader.tensors(self.source(group))
+        if group == "master":
+            return [name for name in self._reader.tensors("model") if name in self._halves]
+        return self._reader.tensors(group)
 
     def read(self, group: str, name: str, box: Box | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
         """Return one box of a tensor; see ``CheckpointReader.read``."""
-        return self._reader.read(self.source(group), name, box, out)
+        return self._reader.read(self.source(group, name), name, box, out)
 
     def read_range(self, group: str, name: str, box: Box, *, start: int, numel: int) -> torch.Tensor:
         """Return a flat range of a box; see ``CheckpointReader.read_range``."""
-        return self._reader.read_range(self.source(group), name, box, start=start, numel=numel)
+        return self._reader.read_range(self.source(group, name), name, box, start=start, numel=numel)
 
 
-def restore(folder: Path, engine: Engine, *, spec: RunSpec, plan: RunPlan, ranks: Ranks, optimizer: bool) -> Manifest:
+def restore(
+    folder: Path,
+    engine: Engine,
+    *,
+    spec: RunSpec,
+    plan: RunPlan,
+    ranks: Ranks,
+    optimizer: bool,
+    base: BaseRecord | None = None,
+) -> Manifest:
     """Verify a checkpoint (the ranks share the hashing), load it and check that the loaded state is the saved one.
 
     Args:
@@ -76,6 +88,7 @@ def restore(folder: Path, engine: Engine, *, spec: RunSpec, plan: RunPlan, ranks
         plan: Its plan.
         ranks: The ranks that load together.
         optimizer: Load optimizer state and random states, not only weights.
+        base: What the engine has as its frozen base, where training goes on from a checkpoint of what trains on it.
 
     Raises:
         CheckpointError: The same on every rank: a file is damaged, the model is another one, optimizer state is
@@ -86,6 +99,7 @@ def restore(folder: Path, engine: Engine, *, spec: RunSpec, plan: RunPlan, ranks
     try:
         reader = CheckpointReader(folder)
         check_fit(reader.manifest, plan.shape, folder=folder, optimizer=optimizer)
+        check_extensions(reader.manifest, spec, plan, folder=folder, base=base, optimizer=optimizer)
         verify_files(folder, shards=reader.manifest.shards[ranks.rank :: ranks.size])
     except CheckpointError as problem:
         error = str(problem)
@@ -94,10 +108,10 @@ def restore(folder: Path, engine: Engine, *, spec: RunSpec, plan: RunPlan, ranks
         raise CheckpointError(error or "no checkpoint was read")
     manifest = reader.manifest
     bf16 = spec.precision.compute == "bf16"
-    served = PrecisionReader(reader, masters=bf16)
+    halves = frozenset(p.name for p in plan.all_parameters() if p.owner == "base") if bf16 else frozenset[str]()
+    served = PrecisionReader(reader, halves=halves)
     engine.load(served, optimizer=optimizer, step=manifest.optimizer_step if optimizer else 0)
-    model_dtype = "bfloat16" if bf16 else "float32"
-    check_loaded(engine, reader, served, ranks=ranks, optimizer=optimizer, model_dtype=model_dtype)
+    check_loaded(engine, reader, served, ranks=ranks, optimizer=optimizer, halves=halves)
     if optimizer and manifest.topology.model_dump() == _topology(plan):
         restore_rng(reader, rank=ranks.rank)
     reader.release()
@@ -146,7 +160,7 @@ def check_loaded(
     *,
     ranks: Ranks,
     optimizer: bool,
-    model_dtype: str,
+    halves: Collection[str],
 ) -> None:
     """Compare digests of what the engine now holds with those of what was saved; independent of layout.
 
@@ -156,24 +170,25 @@ def check_loaded(
         served: The view of it that was loaded.
         ranks: All ranks; their shares are added up.
         optimizer: Compare masters and moments too.
-        model_dtype: Format of the engine's weights; a tensor stored in another one was converted and is not compared.
+        halves: Weights that the engine has in bf16; a tensor stored in another format than the engine's was converted
+            and is not compared.
 
     Raises:
         CheckpointError: A tensor differs or did not arrive.
     """
     shares: dict[tuple[str, str], int] = {}
-    for source in (engine.model_pieces, engine.optimizer_pieces)[: 2 if optimizer else 1]:
-        for piece in source():
+    for pieces in (engine.model_pieces(frozen=not optimizer), *((engine.optimizer_pieces(),) if optimizer else ())):
+        for piece in pieces:
             if piece.primary and piece.tensor.numel():
                 ident = (piece.group, piece.name)
                 shares[ident] = shares.get(ident, 0) + piece_digest(piece.tensor, _described(piece))
-    groups = served.groups if optimizer else served.groups[:1]
+    groups = ("model", "master", "exp_avg", "exp_avg_sq") if optimizer else ("model",)
     rows = [(group, name) for group in groups for name in served.tensors(group)]
     signed = [_signed(shares.get(row, 0)) for row in rows]
     sums = ranks.sum_int64(torch.tensor(signed, dtype=torch.int64)).tolist()
     for (group, name), total in zip(rows, sums, strict=True):
-        entry = reader.entry(served.source(group), name)
-        if entry.dtype != (model_dtype if group == "model" else "float32"):
+        entry = reader.entry(served.source(group, name), name)
+        if entry.dtype != ("bfloat16" if group == "model" and name in halves else "float32"):
             continue  # converted on the way in: its bits differ by design
         if f"{total % (1 << 64):016x}" != entry.digest:
             raise CheckpointError(

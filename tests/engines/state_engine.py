@@ -114,7 +114,7 @@ class StateEngine:
                     primary=not replica and (split or self._first_replica),
                 )
 
-    def model_pieces(self) -> Iterator[LocalPiece]:
+    def model_pieces(self, *, frozen: bool = False) -> Iterator[LocalPiece]:
         return self._pieces(("model",))
 
     def optimizer_pieces(self) -> Iterator[LocalPiece]:

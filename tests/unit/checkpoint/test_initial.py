@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_scale.checkpoint.initial import fill
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import Parameter
-from llama_scale.train.initialize import fill
 
 
 def parameter(shape: tuple[int, ...], *, name: str = "decoder.layers.0.mlp.linear_fc1.weight") -> Parameter:
