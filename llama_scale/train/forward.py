@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from llama_scale.checkpoint.manifest import ExtensionRecord
-from llama_scale.convert.request import ADAPTER, BASE, Request
+from llama_scale.convert.request import ADAPTER, MIXED, Request
 from llama_scale.convert.weights import Weights
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.plan.topology import Coordinates
@@ -74,7 +74,7 @@ def forward(request: Request) -> dict[str, torch.Tensor] | None:
     results: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for name, tokens in sorted(prompts.items()):
-            pipeline.choice = request.choices[name]
+            pipeline.choose(request.choices[name])
             logits = pipeline.logits(tokens)
             if logits is not None:
                 results[f"logits/{name}"] = logits.contiguous()
@@ -148,12 +148,18 @@ class Pipeline:
     """
 
     def __init__(self, chunks: Sequence[LlamaModel], plan: RunPlan, coordinates: Coordinates) -> None:
-        self._chunks = chunks
+        self._chunks = [chunk.eval() for chunk in chunks]
+        self._mixture = chunks[0].mixture_rows
         self._plan = plan
         self._at = coordinates
         self._last = plan.topology.pp_size - 1
-        self.choice = BASE
-        """What the model is to be, see ``convert.request``."""
+        self._adapter: str | None = None
+
+    def choose(self, choice: str) -> None:
+        """Be the base, the mixture or one adapter from now on; see ``convert.request``."""
+        self._adapter = choice.removeprefix(ADAPTER) if choice.startswith(ADAPTER) else None
+        for chunk in self._chunks:
+            chunk.mixture_rows = self._mixture if choice == MIXED else None
 
     @property
     def writes_results(self) -> bool:
@@ -161,32 +167,40 @@ class Pipeline:
         return self._at.pp_rank == self._last and self._at.tp_rank == 0
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor | None:
-        """Return logits ``[batch, seq, vocab]`` on the last stage's ranks, None elsewhere."""
+        """Return logits (of a mixture: log-probabilities) ``[B, S, V]`` on the last stage's ranks, None elsewhere."""
         batch = self._batch(tokens)
         hidden: torch.Tensor | None = None
         for virtual_rank, chunk in enumerate(self._chunks):
             first = virtual_rank == 0 and self._at.pp_rank == 0
             if not first:
                 if self._plan.topology.pp_size > 1:
-                    hidden = torch.empty(tokens.shape[1], tokens.shape[0], self._plan.shape.hidden_size)
-                    dist.recv(hidden, self._neighbour(-1))
+                    hidden = self._receive()
                 chunk.set_input_tensor(hidden)
             output = chunk(batch, with_loss=False)
             if virtual_rank == len(self._chunks) - 1 and self._at.pp_rank == self._last:
                 return chunk.gather_logits(output.contiguous())
             hidden = output
             if self._plan.topology.pp_size > 1:
-                dist.send(output.contiguous(), self._neighbour(1))
+                self._send(output.contiguous())
         return None
 
+    def _send(self, hidden: torch.Tensor) -> None:
+        """Hand hidden states ``[S, R, H]`` to the next stage; a mixture's rows grow on the way."""
+        dist.send(torch.tensor(hidden.shape), self._neighbour(1))
+        dist.send(hidden, self._neighbour(1))
+
+    def _receive(self) -> torch.Tensor:
+        shape = torch.empty(3, dtype=torch.int64)
+        dist.recv(shape, self._neighbour(-1))
+        hidden = torch.empty(shape.tolist())
+        dist.recv(hidden, self._neighbour(-1))
+        return hidden
+
     def _batch(self, tokens: torch.Tensor) -> MicroBatch:
-        adapter = self.choice.removeprefix(ADAPTER) if self.choice.startswith(ADAPTER) else None
-        route = Route(adapter=adapter, task=None, start=0, stop=tokens.shape[0])
-        return {
-            "tokens": tokens,
-            "position_ids": torch.arange(tokens.shape[1]).expand_as(tokens),
-            "routes": (route,),
-        }
+        batch: MicroBatch = {"tokens": tokens, "position_ids": torch.arange(tokens.shape[1]).expand_as(tokens)}
+        if self._chunks[0].mixture_rows is None:
+            batch["routes"] = (Route(adapter=self._adapter, task=None, start=0, stop=tokens.shape[0]),)
+        return batch
 
     def _neighbour(self, step: int) -> int:
         topology = self._plan.topology
