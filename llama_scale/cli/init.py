@@ -39,6 +39,9 @@ def init(
             min=1, help="Hosts; default 1, or with a launcher for several hosts the fewest on which the model fits."
         ),
     ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Write the fastest predicted layout, as `plan --search` finds it.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     list_models: Annotated[bool, typer.Option("--list-models", help="List the presets and exit.")] = False,
@@ -55,7 +58,7 @@ def init(
     name, model_lines, tokenizer_lines, shape = _model(model)
     choice = Choice(
         name=f"{name}-{profile}"[:64],
-        command=_command(model, profile=profile, launcher=launcher, nodes=nodes),
+        command=_command(model, profile=profile, launcher=launcher, nodes=nodes, search=search),
         model=model_lines,
         tokenizer=tokenizer_lines,
         shape=shape,
@@ -68,6 +71,10 @@ def init(
     loaded = check_text(text, name=str(output or "spec"), folder=str(Path.cwd()))
     if loaded.spec is None:
         raise SpecError(loaded.problems)
+    if search:
+        from llama_scale.cli.init_search import best_layout  # lazy: only this form
+
+        text, fits = best_layout(text, spec=loaded.spec)
     if launcher == "local" and choice.nodes > 1:
         say(
             "warning: the local launcher starts processes on this machine only: `plan` shows the run on "
@@ -120,9 +127,9 @@ def _model(model: str) -> tuple[str, str, str, ModelShape]:
     return name_of(str(folder.absolute())), f"  kind: hf\n  path: {path}", tokenizer, shape
 
 
-def _command(model: str, *, profile: str, launcher: str, nodes: int | None) -> str:
+def _command(model: str, *, profile: str, launcher: str, nodes: int | None, search: bool) -> str:
     words = ["llama-scale", "init", "--model", model, "--profile", profile, "--launcher", launcher]
-    line = shlex.join([*words, *(["--nodes", str(nodes)] if nodes else [])])
+    line = shlex.join([*words, *(["--nodes", str(nodes)] if nodes else []), *(["--search"] if search else [])])
     return line.encode("unicode_escape").decode("ascii")
 
 

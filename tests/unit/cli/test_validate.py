@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from llama_scale.cli.app import app
@@ -186,3 +187,24 @@ def test_init_lists_every_preset_and_schema_prints_json() -> None:
     listing = CliRunner().invoke(app, ["init", "--list-models"]).stdout
     assert all(name in listing for name in PRESETS)
     assert json.loads(CliRunner().invoke(app, ["schema"]).stdout)["$schema"].endswith("2020-12/schema")
+
+
+def test_init_with_search_writes_the_layout_that_plan_ranks_first(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    words = ["--model", "llama-3.1-8b", "--profile", "dgx-h100"]
+
+    result = CliRunner().invoke(app, ["init", *words, "--search", "-o", str(path)])
+
+    assert result.exit_code == 0
+    ranking = json.loads(CliRunner().invoke(app, ["plan", str(path), "--search", "--top", "1", "--json"]).stdout)
+    spec, best = yaml.safe_load(path.read_text()), ranking["ranked"][0]
+    assert spec["parallel"] == best["parallel"]
+    assert spec["engine"] == best["engine"]
+    assert spec["batch"] == best["batch"]
+    assert "--search" in path.read_text().splitlines()[0]
+
+
+def test_init_with_search_says_where_nothing_can_be_predicted() -> None:
+    error = CliRunner().invoke(app, ["init", "--search"]).exception
+
+    assert "profile 'laptop' has none" in str(error)
