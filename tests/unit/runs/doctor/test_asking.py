@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from llama_scale.errors import LaunchError
 from llama_scale.runs.doctor.ask import ask_here, ask_hosts
+from llama_scale.runs.doctor.examine import examine, failures
 from llama_scale.runs.doctor.links import rounds
-from llama_scale.runs.doctor.records import Question
+from llama_scale.runs.doctor.records import Needs, Question
 
 _SSH = """#!/bin/bash
 command=${@: -1}; set -- "${@:1:$#-1}"; host=${@: -1}
@@ -101,3 +103,15 @@ def test_rounds_are_of_disjoint_pairs_and_reach_every_host(count: int) -> None:
     assert {member for pair in seen for member in pair} == set(range(count))
     if count <= 8:
         assert len(seen) == count * (count - 1) // 2
+
+
+def test_runs_folder_that_cannot_be_written_here_is_named() -> None:
+    with pytest.raises(LaunchError, match=r"cannot write into /proc/1/x: .*; choose another with --runs-dir"):
+        examine(Needs(hosts=("good",)), runs_dir=Path("/proc/1/x"), timeout_s=1)
+
+
+def test_examination_leaves_nothing_in_the_runs_folder(tmp_path: Path) -> None:
+    findings, answers = examine(Needs(hosts=("good", "down")), runs_dir=tmp_path / "runs", timeout_s=60)
+    assert [finding.host for finding in failures(findings)] == ["down"]
+    assert set(answers) == {"good", "down"}
+    assert list((tmp_path / "runs").iterdir()) == []
