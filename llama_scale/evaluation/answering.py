@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from llama_scale.checkpoint.reader import CheckpointReader
+from llama_scale.convert.heads import HEADS
 from llama_scale.data.tokenizer import load_tokenizer
 from llama_scale.errors import LaunchError
 from llama_scale.evaluation.assembled import OWN_MODELLING_FILE, AssembledModel, Sampling
@@ -21,8 +21,6 @@ __all__ = ["Answering", "Sampling", "answering"]
 
 OWN = "own"
 """Who answers unless the user says otherwise: the adapter that serves the task, or the whole tuned model."""
-HEADS = "heads.safetensors"
-"""Task heads in an exported folder: ``heads.<task>.<parameter>``, as in checkpoints."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,14 +94,8 @@ class Answering:
         )
 
     def _head(self, task: str) -> Mapping[str, torch.Tensor]:
-        prefix = f"heads.{task}."
-        if self.source.checkpoint is not None:
-            reader = CheckpointReader(self.source.checkpoint)
-            names = [name for name in reader.tensors("model") if name.startswith(prefix)]
-            return {name.removeprefix(prefix): reader.read("model", name).float() for name in names}
-        path = self.source.folder / HEADS
-        tensors = load_file(path) if path.is_file() else {}
-        return {name.removeprefix(prefix): t.float() for name, t in tensors.items() if name.startswith(prefix)}
+        path = self.source.folder / HEADS / f"{task}.safetensors"
+        return {name: tensor.float() for name, tensor in load_file(path).items()} if path.is_file() else {}
 
 
 def answering(source: Source, *, sampling: Sampling, batch_size: int, trust_code: bool) -> Answering:

@@ -1,0 +1,159 @@
+"""An embedding model as a folder of sentence-transformers: transformer, pooling, normalisation.
+
+FOLDER/config.json, model.safetensors   the base with the task's adapter merged, as a LlamaModel (no output layer)
+FOLDER/tokenizer.json                   ends every text with the EOS token, as the task does
+FOLDER/modules.json, 1_Pooling/, ...    what sentence-transformers reads; its prompts are the task's prefixes
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llama_scale.convert.adapters import find_adapter
+from llama_scale.convert.export_hf import write_model
+from llama_scale.convert.folders import REPORT, Progress, check_target, new_folder, read_json, write_json
+from llama_scale.convert.hf_config import CONFIG
+from llama_scale.convert.merge import Merger
+from llama_scale.convert.weights import Weights
+from llama_scale.errors import CheckpointError, ConvertError
+from llama_scale.extensions import discover
+from llama_scale.spec.adapters import Task
+
+KIND = "semantic_search"
+_TOKENIZER = "tokenizer.json"
+_SETTINGS = "tokenizer_config.json"
+_POOLING = "1_Pooling"
+_NORMALIZE = "2_Normalize"
+_MODULES = (("", "Transformer"), (_POOLING, "Pooling"), (_NORMALIZE, "Normalize"))
+
+
+def export_embeddings(
+    checkpoint: Path,
+    target: Path,
+    *,
+    task: str | None = None,
+    base: Path | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = 5_000_000_000,
+    tokenizer: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a checkpoint's embedding model as a folder that ``SentenceTransformer(FOLDER)`` loads.
+
+    Args:
+        checkpoint: A complete checkpoint of a run with a task of kind ``semantic_search``.
+        target: New folder; it appears when everything is written.
+        task: Name of that task; None: the only one.
+        base: Where the checkpoint's frozen base is now; None: where it was.
+        dtype: See ``export_hf``.
+        shard_bytes: See ``export_hf``.
+        tokenizer: See ``export_hf``.
+        progress: Is told of the bytes written.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        ConvertError: The checkpoint has no such task, its adapter cannot be merged, or there is no tokenizer with EOS.
+    """
+    check_target(target)
+    try:
+        weights = Weights(checkpoint, base=base, verify="hashes")
+        entry = _find_task(weights, task)
+        serving = [a.name for a in _adapters(weights) if a.task == entry.name]
+        merger = Merger(find_adapter(weights, serving[0])) if serving else None
+        with new_folder(target) as tmp:
+            report = write_model(
+                weights,
+                tmp,
+                merger=merger,
+                dtype=dtype,
+                shard_bytes=shard_bytes,
+                tokenizer=tokenizer,
+                progress=progress,
+            )
+            _write_modules(tmp, discover.read_options(discover.task(entry.kind), entry.options))
+            report |= {"kind": "sentence-transformers", "task": entry.name}
+            write_json(tmp / REPORT, report)
+    except CheckpointError as error:
+        raise ConvertError(str(error)) from error
+    return report
+
+
+def _adapters(weights: Weights) -> tuple[Any, ...]:
+    record = weights.manifest.extensions
+    return () if record is None else record.adapters
+
+
+def _find_task(weights: Weights, name: str | None) -> Task:
+    record = weights.manifest.extensions
+    tasks = [t for t in (() if record is None else record.tasks) if t.kind == KIND]
+    fitting = [t for t in tasks if name in (None, t.name)]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = ", ".join(t.name for t in tasks) or "none"
+    asked = "" if name is None else f"--task {name!r}: "
+    raise ConvertError(
+        f"{asked}checkpoint {weights.folder} has these tasks of kind {KIND}: {known}; name one with --task"
+    )
+
+
+def _write_modules(folder: Path, options: Any) -> None:
+    config = read_json(folder / CONFIG) or {}
+    _write_tokenizer(folder, config, limit=max(options.max_query_tokens, options.max_document_tokens))
+    # The weights keep the names of a LlamaForCausalLM; as a LlamaModel the output layer is not asked for.
+    write_json(folder / CONFIG, config | {"architectures": ["LlamaModel"]})
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (path, name) in enumerate(_MODULES)
+    ]
+    (folder / "modules.json").write_text(_json(modules), encoding="utf-8")
+    limit = max(options.max_query_tokens, options.max_document_tokens)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
+    prompts = {"query": options.query_prefix, "document": options.document_prefix}
+    settings = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(folder / "config_sentence_transformers.json", settings)
+    for name in (_POOLING, _NORMALIZE):
+        (folder / name).mkdir()
+    pooling = {
+        "word_embedding_dimension": config["hidden_size"],
+        "pooling_mode_mean_tokens": options.pooling == "mean",
+        "pooling_mode_lasttoken": options.pooling == "last",
+        "include_prompt": True,
+    }
+    write_json(folder / _POOLING / "config.json", pooling)
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_tokenizer(folder: Path, config: dict[str, Any], *, limit: int) -> None:
+    """Make the folder's tokenizer end every text with EOS, cut to ``limit`` tokens in all, and nothing before it."""
+    from tokenizers import Tokenizer, normalizers, processors
+
+    eos = config.get("eos_token_id")
+    eos = eos[0] if isinstance(eos, list) and eos else eos
+    if not (folder / _TOKENIZER).is_file() or not isinstance(eos, int):
+        raise ConvertError(
+            "an embedding model needs its tokenizer with an EOS token, and the checkpoint came without one; give it "
+            "with --tokenizer PATH"
+        )
+    made = Tokenizer.from_file(str(folder / _TOKENIZER))
+    token = made.id_to_token(eos)
+    made.no_truncation()
+    made.no_padding()
+    strip = normalizers.Strip()  # as the task does
+    made.normalizer = strip if made.normalizer is None else normalizers.Sequence([strip, made.normalizer])
+    made.post_processor = processors.TemplateProcessing(
+        single=f"$A {token}", pair=f"$A {token} $B {token}", special_tokens=[(token, eos)]
+    )
+    made.save(str(folder / _TOKENIZER))
+    settings = read_json(folder / _SETTINGS) or {}
+    settings |= {"eos_token": token, "pad_token": token, "padding_side": "right", "model_max_length": limit}
+    for name in ("add_bos_token", "add_eos_token", "bos_token"):
+        settings.pop(name, None)
+    write_json(folder / _SETTINGS, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
