@@ -37,8 +37,15 @@ class Ia3Format:
         del name
         return (1, *shape) if target in ROW else (*shape, 1)
 
-    def options(self, config: Mapping[str, Any], shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, Any]:
+    def options(
+        self,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
+        *,
+        layers: tuple[int, ...],
+    ) -> dict[str, Any]:
         """See ``PeftFormat.options``."""
+        del layers
         refuse_others(config, _KNOWN)
         for target, tensors in shapes.items():
             rows, columns = tensors["scale"]

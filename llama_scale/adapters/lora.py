@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from llama_scale.extensions.api import AdapterDescriptor, AdapterOptions, ExtraParameter
 from llama_scale.extensions.linears import LINEARS, ROW, Target, linear_size
@@ -26,6 +26,7 @@ class LoraOptions(AdapterOptions):
         "all-linear", description="Linear layers that get an update (target_modules)."
     )
     ranks: dict[Target, PositiveInt] = Field({}, description="Ranks of single targets (rank_pattern).")
+    alphas: dict[Target, PositiveFloat] = Field({}, description="Alphas of single targets (alpha_pattern).")
     rs_lora: bool = Field(
         False, description="Scale by alpha / sqrt(rank), Kalajdzievski 2023, arXiv:2312.03732 (use_rslora)."
     )
@@ -41,13 +42,13 @@ class LoraOptions(AdapterOptions):
             raise ValueError(f"targets={list(value)} names a layer twice")
         return value
 
-    @field_validator("ranks")
+    @field_validator("ranks", "alphas")
     @classmethod
-    def _ranks_of_targets(cls, value: dict[Target, int], info: object) -> dict[Target, int]:
-        targets = getattr(info, "data", {}).get("targets", "all-linear")
+    def _of_targets(cls, value: dict[Target, float], info: ValidationInfo) -> dict[Target, float]:
+        targets = info.data.get("targets", "all-linear")
         others = [] if targets == "all-linear" else sorted(set(value) - set(targets))
         if others:
-            raise ValueError(f"ranks names {', '.join(others)}, which targets={list(targets)} leaves out")
+            raise ValueError(f"{info.field_name} names {', '.join(others)}, which targets={list(targets)} leaves out")
         return value
 
     @field_validator("dropout")

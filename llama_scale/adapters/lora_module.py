@@ -20,9 +20,10 @@ class Lora(LayerAdapter):
         super().__init__(options, context)
         self._targets = frozenset(LINEARS if options.targets == "all-linear" else options.targets)
 
-    def _scale(self, a: torch.Tensor) -> float:
+    def _scale(self, target: str, a: torch.Tensor) -> float:
         rank = a.shape[0]
-        return float(self.options.alpha / (rank**0.5 if self.options.rs_lora else rank))
+        alpha = self.options.alphas.get(target, self.options.alpha)
+        return float(alpha / (rank**0.5 if self.options.rs_lora else rank))
 
     def outputs(self) -> frozenset[str]:
         """See ``LayerAdapter.outputs``."""
@@ -35,7 +36,7 @@ class Lora(LayerAdapter):
         low = F.linear(x.to(a.dtype), a)
         # Whole after this: the one exchange is over K numbers a token, in the forward or the backward pass.
         low = tensor.leave(low) if target in ROW else tensor.enter(low)
-        flat = torch.addmm(y.to(b.dtype).flatten(0, 1), low.flatten(0, 1), b.t(), alpha=self._scale(a))
+        flat = torch.addmm(y.to(b.dtype).flatten(0, 1), low.flatten(0, 1), b.t(), alpha=self._scale(target, a))
         result = flat.unflatten(0, y.shape[:2])
         if self.options.dora:
             result = result * self._magnitude_over_norm(target, a, b)
@@ -49,7 +50,7 @@ class Lora(LayerAdapter):
             base = weight.square().sum(1)
             cross = (b * (weight @ a.t())).sum(1)
             own = (b * (b @ (a @ a.t()))).sum(1)
-            scale = self._scale(a)
+            scale = self._scale(target, a)
             squares = torch.stack((base, base + 2 * scale * cross + scale * scale * own))
             if target in ROW:
                 squares = self.context.tensor.sum(squares)
@@ -62,7 +63,7 @@ class Lora(LayerAdapter):
             return weight
         a, b = self.weight(f"{target}.lora_A").detach(), self.weight(f"{target}.lora_B").detach()
         weight = weight.to(a.dtype)
-        merged = torch.addmm(weight, b, a, alpha=self._scale(a))
+        merged = torch.addmm(weight, b, a, alpha=self._scale(target, a))
         if not self.options.dora:
             return merged
         magnitude = weight.norm(dim=1) + self.weight(f"{target}.magnitude_change").detach()

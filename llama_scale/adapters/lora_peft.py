@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from llama_scale.extensions.linears import LINEARS
-from llama_scale.extensions.peft import PeftTensor, refuse_others
+from llama_scale.extensions.peft import PeftTensor, module_path, refuse_others
 
 _KNOWN: dict[str, tuple[Any, ...] | None] = {
     "r": None,
@@ -44,7 +45,7 @@ class LoraFormat:
             "lora_alpha": options.alpha,
             "target_modules": sorted(options.chosen),
             "rank_pattern": {target: rank for target, rank in options.ranks.items() if rank != options.rank},
-            "alpha_pattern": {},
+            "alpha_pattern": {target: alpha for target, alpha in options.alphas.items() if alpha != options.alpha},
             "use_rslora": options.rs_lora,
             "use_dora": options.dora,
             "lora_dropout": 0.0,
@@ -61,7 +62,13 @@ class LoraFormat:
         del target, name
         return shape
 
-    def options(self, config: Mapping[str, Any], shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, Any]:
+    def options(
+        self,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
+        *,
+        layers: tuple[int, ...],
+    ) -> dict[str, Any]:
         """See ``PeftFormat.options``; dropout is left out, since it acts in PEFT's training alone."""
         refuse_others(config, _KNOWN)
         ranks = {target: tensors["lora_A"][0] for target, tensors in shapes.items()}
@@ -70,14 +77,29 @@ class LoraFormat:
         if without:
             raise ValueError(f"use_dora={dora}, and {without[0]} has {'no' if dora else 'a'} lora_magnitude_vector")
         rank, alpha = config.get("r", 8), float(config.get("lora_alpha", 8))
+        alphas = {target: _alpha(config, target, layers, default=alpha) for target in shapes}
         return {
             "rank": rank,
             "alpha": alpha,
+            "alphas": {target: own for target, own in alphas.items() if own != alpha},
             "targets": tuple(target for target in LINEARS if target in shapes),
             "ranks": {target: own for target, own in ranks.items() if own != rank},
             "rs_lora": bool(config.get("use_rslora")),
             "dora": dora,
         }
+
+
+def _alpha(config: Mapping[str, Any], target: str, layers: tuple[int, ...], *, default: float) -> float:
+    """Return a target's alpha; patterns are matched as PEFT does (peft/utils/other.py, ``get_pattern_key``)."""
+    pattern = config.get("alpha_pattern") or {}
+    found = set()
+    for layer in layers:
+        module = module_path(layer, target)
+        key = next((k for k in pattern if k == module or re.match(rf"(.*\.)?({k})$", module)), None)
+        found.add(default if key is None else float(pattern[key]))
+    if len(found) > 1:
+        raise ValueError(f"alpha_pattern gives {target} other alphas in other layers")
+    return found.pop()
 
 
 FORMAT = LoraFormat()

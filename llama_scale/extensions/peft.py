@@ -51,12 +51,19 @@ class PeftFormat(Protocol):
         """Return the shape that a tensor of a target has in PEFT's file."""
         ...
 
-    def options(self, config: Mapping[str, Any], shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, Any]:
+    def options(
+        self,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
+        *,
+        layers: tuple[int, ...],
+    ) -> dict[str, Any]:
         """Return the spec's options, without ``layers``, of a folder of this type.
 
         Args:
             config: adapter_config.json.
             shapes: Target -> name here -> shape of the tensor in PEFT's file; equal in all layers.
+            layers: Layers that it touches.
 
         Raises:
             ValueError: The folder uses something that this kind does not have; the message says what.
