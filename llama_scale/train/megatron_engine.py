@@ -176,6 +176,8 @@ def _gather_with_owner(chunks: Sequence[nn.Module]) -> None:
     Megatron-Core gathers a module's weights before the module's own forward.
     """
     for chunk in chunks:
+        ends = [chunk._modules[name] for name in ("heads", "mixture") if name in chunk._modules]
+        chunk.register_forward_pre_hook(functools.partial(_call_hooks, [m for end in ends for m in end.modules()]))
         for layer in chunk.decoder.layers:
             if layer.hooks is not None:
                 layer.register_forward_pre_hook(functools.partial(_call_hooks, tuple(layer.adapters.modules())))
