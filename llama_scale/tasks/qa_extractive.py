@@ -13,6 +13,7 @@ from llama_scale.spec.base import PositiveInt
 from llama_scale.spec.model import ModelShape
 from llama_scale.tasks.prompted import FieldName
 from llama_scale.tasks.qa import answer_spans
+from llama_scale.tasks.samples import ANSWERS
 
 
 class QaExtractiveOptions(FileTaskOptions):
@@ -101,4 +102,5 @@ DESCRIPTOR = TaskDescriptor(
     head="own",
     parameters=_parameters,
     files=QaExtractiveOptions.files,
+    sample=ANSWERS,
 )

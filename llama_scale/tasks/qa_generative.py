@@ -11,6 +11,7 @@ from llama_scale.extensions.api import TaskDescriptor
 from llama_scale.extensions.examples import Column, Example
 from llama_scale.tasks.prompted import FieldName, PromptedOptions, placeholders, template_of
 from llama_scale.tasks.qa import answer_texts
+from llama_scale.tasks.samples import ANSWERS
 
 
 class QaGenerativeOptions(PromptedOptions):
@@ -78,4 +79,5 @@ DESCRIPTOR = TaskDescriptor(
     implementation="llama_scale.tasks.qa_generative_module:QaGenerative",
     summary="Question answering by a prompt; exact match and F1 as SQuAD defines them.",
     files=QaGenerativeOptions.files,
+    sample=ANSWERS,
 )

@@ -15,6 +15,7 @@ from llama_scale.extensions.api import TaskDescriptor
 from llama_scale.extensions.examples import Column, Example, FileTaskOptions
 from llama_scale.spec.base import NonNegativeInt, PathStr, PositiveFloat, PositiveInt
 from llama_scale.tasks.prompted import FieldName
+from llama_scale.tasks.samples import QUERIES
 
 
 class SemanticSearchOptions(FileTaskOptions):
@@ -149,5 +150,6 @@ DESCRIPTOR = TaskDescriptor(
     summary="Embeddings for search by InfoNCE; recall@k, MRR, nDCG@10.",
     head="own",
     files=SemanticSearchOptions.files,
+    sample=QUERIES,
     unmixable="it embeds texts, and vectors are no distributions that could be mixed",
 )

@@ -11,6 +11,7 @@ from llama_scale.extensions.api import TaskDescriptor
 from llama_scale.extensions.examples import Column, Example, FileTaskOptions
 from llama_scale.spec.base import PositiveInt
 from llama_scale.tasks.prompted import FieldName
+from llama_scale.tasks.samples import CONVERSATIONS
 
 
 class SftOptions(FileTaskOptions):
@@ -67,4 +68,5 @@ DESCRIPTOR = TaskDescriptor(
     implementation="llama_scale.tasks.sft_module:Sft",
     summary="Supervised fine-tuning on conversations, by the tokenizer's chat template.",
     files=SftOptions.files,
+    sample=CONVERSATIONS,
 )

@@ -9,6 +9,7 @@ from pydantic import Field
 from llama_scale.extensions.api import TaskDescriptor
 from llama_scale.extensions.examples import Column
 from llama_scale.tasks.prompted import FieldName, PromptedOptions, template_of
+from llama_scale.tasks.samples import SUMMARIES
 
 
 class SummarizationOptions(PromptedOptions):
@@ -40,4 +41,5 @@ DESCRIPTOR = TaskDescriptor(
     implementation="llama_scale.tasks.summarization_module:Summarization",
     summary="Summaries by a prompt; ROUGE-1, ROUGE-2, ROUGE-L.",
     files=SummarizationOptions.files,
+    sample=SUMMARIES,
 )

@@ -10,6 +10,7 @@ from llama_scale.extensions.api import TaskDescriptor
 from llama_scale.extensions.examples import Column
 from llama_scale.spec.base import Section
 from llama_scale.tasks.prompted import FieldName, PromptedOptions, template_of
+from llama_scale.tasks.samples import TRANSLATIONS
 
 
 class Languages(Section):
@@ -81,4 +82,5 @@ DESCRIPTOR = TaskDescriptor(
     implementation="llama_scale.tasks.translation_module:Translation",
     summary="Translation by a prompt; BLEU and chrF.",
     files=TranslationOptions.files,
+    sample=TRANSLATIONS,
 )
