@@ -22,6 +22,9 @@ from llama_scale.train.conformance.tiny import Tiny, samples
 from llama_scale.train.engine import Engine, make_engine
 from llama_scale.train.model import LlamaModel, build_chunks, named_layers
 
+PROBE = 99
+"""Step whose samples logits are compared on; no run gets there."""
+
 Parts = Mapping[tuple[str, tuple[int, ...]], tuple[Box, torch.Tensor]]
 """(Name, offset) -> part of a logical tensor."""
 
@@ -37,6 +40,7 @@ class Trained:
         change: How far each of them went.
         moved: Names of all parameters that changed.
         dtypes: Names of the number formats of what trains.
+        saved_logits: Logits when the checkpoint was saved; None where none was, or this rank has no whole model.
     """
 
     losses: tuple[float, ...]
@@ -45,6 +49,7 @@ class Trained:
     change: Parts
     moved: frozenset[str]
     dtypes: frozenset[str]
+    saved_logits: torch.Tensor | None = None
 
 
 def train(tiny: Tiny, steps: int, save_at: int | None, folder: Path | None, resume: bool) -> Trained:
@@ -66,6 +71,7 @@ def train(tiny: Tiny, steps: int, save_at: int | None, folder: Path | None, resu
         assert position is not None, "the suite saved one"
         first = position.step
     losses, norms = [], []
+    saved_logits = None
     for step in range(first, steps):
         result = engine.train_step(samples(tiny, step=step), tiny.spec().optimizer.lr)
         if result.skipped or not math.isfinite(result.loss):
@@ -74,6 +80,7 @@ def train(tiny: Tiny, steps: int, save_at: int | None, folder: Path | None, resu
         norms.append(result.grad_norm)
         if checkpointer is not None and step + 1 == save_at:
             checkpointer.save(engine, Position(step=step + 1, samples=4 * (step + 1)), final=True)
+            saved_logits = logits(engine.chunks[0], tiny) if tiny.world == 1 else None
     after = _parts(engine, frozen=True)
     trained = _parts(engine, frozen=False)
     return Trained(
@@ -83,6 +90,7 @@ def train(tiny: Tiny, steps: int, save_at: int | None, folder: Path | None, resu
         change={key: (box, tensor - before[key]) for key, (box, tensor) in trained.items()},
         moved=frozenset(key[0] for key, (_, tensor) in after.items() if not torch.equal(tensor, before[key])),
         dtypes=frozenset(str(tensor.dtype).removeprefix("torch.") for _, tensor in trained.values()),
+        saved_logits=saved_logits,
     )
 
 
@@ -184,7 +192,7 @@ def merge_difference(tiny: Tiny, bare: Tiny, steps: int) -> tuple[float, float]:
 def logits(model: LlamaModel, tiny: Tiny) -> torch.Tensor:
     """Return the logits of a one-process model for a step's samples."""
     with torch.no_grad():
-        return torch.cat([model.gather_logits(model(row, with_loss=False)) for row in samples(tiny, step=99)])
+        return torch.cat([model.gather_logits(model(row, with_loss=False)) for row in samples(tiny, step=PROBE)])
 
 
 def _bare_model(bare: Tiny) -> LlamaModel:

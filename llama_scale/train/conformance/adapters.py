@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from llama_scale.checkpoint.manifest import newest_complete
@@ -17,6 +18,7 @@ from llama_scale.layout.boxes import Box
 from llama_scale.spec.added import Added, added_by
 from llama_scale.train.conformance import adapter_ranks as ranks
 from llama_scale.train.conformance import light
+from llama_scale.train.conformance.exports import export_difference
 from llama_scale.train.conformance.ranks import on_ranks
 from llama_scale.train.conformance.report import Failed, NotApplicable, Report
 from llama_scale.train.conformance.tiny import Tiny, worst
@@ -89,6 +91,8 @@ class _Suite:
             report.check("sequence parallel equals one process", partial(self.layout, sequence))
             report.check("pipeline parallel 2 equals 1", partial(self.layout, replace(self.tiny, pp=2)))
             report.check("saves what trains, resumes on another layout", self.resumes)
+            report.check("exported to Hugging Face, with its modelling file", partial(self.exports, "mixture"))
+            report.check("exported to PEFT", partial(self.exports, "peft"))
         report.check("fp32 adapter over a bf16 base", self.mixed_precision)
         report.check("merged equals unmerged", self.merges)
 
@@ -134,6 +138,19 @@ class _Suite:
         found: list[ranks.Trained] = on_ranks(2, ranks.train, tiny, STEPS, None, self.folder, True)
         same_curve(found[0].losses, self.single.losses[SAVED:], "loss", LOSS)
         return f"{len(stored)} tensors"
+
+    def exports(self, form: str) -> str:
+        """The exported checkpoint gives the logits of the model that trained."""
+        assert self.single is not None and self.single.saved_logits is not None
+        if form == "peft" and self.descriptor.peft is None:
+            raise NotApplicable("it names no PEFT format, and is exported with its modelling file")
+        if form == "peft" and find_spec("peft") is None:
+            raise NotApplicable("peft is not installed here")
+        checkpoint = newest_complete(self.folder)
+        assert checkpoint is not None, "a check before this one says so"
+        expected = self.single.saved_logits
+        [difference] = on_ranks(1, export_difference, checkpoint, self.folder, self.tiny, expected, form)
+        return _near(difference, float(expected.abs().max()), what="the export changes", share=LOGITS)
 
     def mixed_precision(self) -> str:
         """In a bf16 run the adapter stays fp32 and learns."""
