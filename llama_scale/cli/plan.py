@@ -128,7 +128,7 @@ def plan_document(plan: RunPlan, *, spec: RunSpec, speed: Estimate | None) -> di
         "tokens": plan.batch.tokens_per_step * plan.steps,
         "model_flops_per_token": model_flops_per_token(plan.shape, plan.batch.seq_length),
     }
-    if spec.cluster.profile is not None:
+    if spec.cluster.site is not None:
         document["derived"]["fits"] = not problems(spec, plan)
     if speed is not None:
         document["predicted"] = asdict(speed) | {"step_s": speed.step.total}

@@ -7,7 +7,7 @@ from pathlib import Path
 from llama_scale.errors import SpecError
 from llama_scale.plan.hardware import HARDWARE, Hardware, find_hardware, parse_hardware
 from llama_scale.spec.nearby import suggest
-from llama_scale.spec.profiles import load_profile
+from llama_scale.spec.profiles import site_profile
 from llama_scale.spec.run import RunSpec
 
 
@@ -26,7 +26,7 @@ def site_hardware(spec: RunSpec, *, gpu: str | None, file: Path | None) -> Hardw
     if gpu is None and len(own) > 1:
         names = " | ".join(row.name for row in own)
         raise SpecError(f"{file} has {len(own)} accelerators; choose one with --gpu {names}")
-    profile = load_profile(spec.cluster.profile) if spec.cluster.profile else None
+    profile = site_profile(spec.cluster)
     name = gpu or (own[0].name if own else None) or (profile.gpu if profile else None)
     if name is None:
         return None

@@ -142,7 +142,7 @@ def _device_table(plan: RunPlan, spec: RunSpec) -> Table:
     capacity = capacity_bytes(spec)
     assert capacity is not None
     made = table(
-        f"Memory against one device of {spec.cluster.profile}, GiB",
+        f"Memory against one device of {spec.cluster.site}, GiB",
         "stage", "tensors", "allocator", "context", "total", "of", "",
     )  # fmt: skip
     for need in stage_needs(spec, plan):

@@ -8,7 +8,7 @@ from llama_scale.errors import Problem
 from llama_scale.plan.constants import DEFAULT, Constants
 from llama_scale.plan.hardware import device_bytes
 from llama_scale.plan.run_plan import RunPlan
-from llama_scale.spec.profiles import load_profile
+from llama_scale.spec.profiles import site_profile
 from llama_scale.spec.run import RunSpec
 
 _GIB = float(1 << 30)
@@ -52,9 +52,8 @@ def stage_needs(spec: RunSpec, plan: RunPlan, *, constants: Constants = DEFAULT)
 
 def capacity_bytes(spec: RunSpec) -> float | None:
     """Return the memory of one device of the spec's site, None where no profile names it."""
-    if spec.cluster.profile is None:
-        return None
-    return device_bytes(load_profile(spec.cluster.profile).memory_gb)
+    profile = site_profile(spec.cluster)
+    return None if profile is None else device_bytes(profile.memory_gb)
 
 
 def problems(spec: RunSpec, plan: RunPlan, *, constants: Constants = DEFAULT) -> list[Problem]:
@@ -79,7 +78,7 @@ def problems(spec: RunSpec, plan: RunPlan, *, constants: Constants = DEFAULT) ->
             path=("cluster", "profile"),
             message=f"stage {need.pp_rank} needs {need.total / _GIB:.1f} GiB a device ({parts}), "
             f"{(need.total - capacity) / _GIB:.1f} GiB more than the {capacity / _GIB:.1f} GiB of "
-            f"{spec.cluster.profile}",
+            f"{spec.cluster.site}",
             hint="use more tensor or pipeline ranks, recompute, a smaller batch.micro or a sharded optimizer; "
             "`llama-scale plan SPEC --search` lists layouts that fit",
             code="does-not-fit",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from llama_scale.spec.base import Name, PositiveInt, Section
+from llama_scale.spec.base import Name, PathStr, PositiveInt, Section
 
 
 class Cluster(Section):
@@ -19,6 +19,14 @@ class Cluster(Section):
         None,
         description="Site profile under launch/profiles: GPU type, network, environment (laptop, dgx-h100, ...).",
     )
+    profile_file: PathStr | None = Field(
+        None, description="A profile of your own, a YAML file like those under launch/profiles, instead of profile."
+    )
+
+    @property
+    def site(self) -> str | None:
+        """Name of the profile, or of the user's own file, for people; None without one."""
+        return self.profile_file.rpartition("/")[2] if self.profile_file is not None else self.profile
 
     @property
     def world_size(self) -> int:

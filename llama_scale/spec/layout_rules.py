@@ -142,6 +142,13 @@ def _profile(spec: RunSpec) -> Iterator[Problem]:
     name = spec.cluster.profile
     if name is None:
         return
+    if spec.cluster.profile_file is not None:
+        yield problem(
+            "cluster.profile_file",
+            f"both cluster.profile={name} and a profile_file are given",
+            hint="keep one",
+            code="two-profiles",
+        )
     from llama_scale.spec.profile_names import profile_names  # lazy: only specs that name a profile
 
     if name not in profile_names():
