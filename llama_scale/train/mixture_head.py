@@ -208,9 +208,8 @@ def _trunk(model: LlamaModel, hidden: torch.Tensor, layout: Layout) -> torch.Ten
 
 def _log_probs(model: LlamaModel, adapted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return ``[N, M, S]`` log-probabilities of ``labels [M, S]`` by hidden states ``[S, N * M, H]``."""
-    whole = model.whole_sequence(adapted)
-    length, rows = whole.shape[:2]
-    count = labels.shape[0]
-    flat = labels.transpose(0, 1).repeat(1, rows // max(1, count)).reshape(-1)
-    found = linear_log_probabilities(whole.flatten(0, 1), model.head_weight(), labels=flat, rows=model.rows)
-    return found.view(length, -1, count).permute(1, 2, 0)
+    adapters, (count, length) = len(model.mixture.names), labels.shape
+    flat = labels.transpose(0, 1).repeat(1, adapters).reshape(-1)
+    whole = model.whole_sequence(adapted).flatten(0, 1)
+    found = linear_log_probabilities(whole, model.head_weight(), labels=flat, rows=model.rows)
+    return found.view(length, adapters, count).permute(1, 2, 0)

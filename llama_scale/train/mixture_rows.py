@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llama_scale.extensions import discover
 from llama_scale.spec.adapters import mixed_adapters
 from llama_scale.train.adapting import Rows
 from llama_scale.train.engine import Route
@@ -54,12 +55,14 @@ class MixtureRows:
         numbers: Name of any adapter of the run -> its number in the spec.
         gated: A gate reads the bare base's rows.
         per_task: Training sends each row through its own adapter alone; evaluation never does.
+        own_heads: Names of tasks with a head of their own: their rows are no next-token data, and never the mixture's.
     """
 
     adapters: tuple[str, ...]
     numbers: Mapping[str, int]
     gated: bool
     per_task: bool
+    own_heads: frozenset[str] = frozenset()
 
     def all_adapters(self, *, training: bool) -> bool:
         """Tell whether the mixture's rows go through all its adapters."""
@@ -76,7 +79,10 @@ class MixtureRows:
         every = self.all_adapters(training=training)
         given = given or (Route(adapter=self.adapters[0], task=None, start=0, stop=rows),)
         # Where every row goes through every adapter, a row's own adapter does not matter, and it may have none.
-        inside = [route.adapter in self.adapters or not self.per_task for route in given]
+        inside = [
+            (route.adapter in self.adapters or not self.per_task) and route.task not in self.own_heads
+            for route in given
+        ]
         mixed = [route for route, is_mixed in zip(given, inside, strict=True) if is_mixed]
         found: list[Rows] = []
         for route, is_mixed in zip(given, inside, strict=True):
@@ -104,6 +110,7 @@ def mixture_rows(spec: RunSpec) -> MixtureRows | None:
         numbers={adapter.name: number for number, adapter in enumerate(spec.adapters)},
         gated=spec.mixture.weights == "gate",
         per_task=spec.mixture.objective == "per_task",
+        own_heads=frozenset(task.name for task in spec.tasks if discover.task(task.kind).head == "own"),
     )
 
 

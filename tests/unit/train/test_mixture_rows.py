@@ -57,6 +57,17 @@ def test_rows_outside_the_mixture_keep_their_adapter() -> None:
     torch.testing.assert_close(layout.take(torch.arange(8).view(2, 4), dim=1), torch.tensor([[0, 3], [4, 7]]))
 
 
+def test_rows_of_a_head_of_its_own_are_no_data_of_the_mixture() -> None:
+    given = (GIVEN[0], Route(adapter="b", task="spans", start=1, stop=2))
+    mixture = MixtureRows(
+        adapters=("a", "b"), numbers=NUMBERS, gated=False, per_task=True, own_heads=frozenset(["spans"])
+    )
+    layout = mixture.layout(given, rows=2, training=False)
+
+    assert layout.mixed == ((0, 1),) and layout.outside == given[1:]
+    assert [(r.adapter, r.start, r.stop, r.source) for r in layout.rows] == [(1, 0, 1, 0), (2, 1, 2, 1), (2, 2, 3, 0)]
+
+
 def test_micro_batch_without_rows_of_the_mixture() -> None:
     mixture = MixtureRows(adapters=("a", "b"), numbers=NUMBERS, gated=True, per_task=True)
     layout = mixture.layout((Route(adapter="x", task="search", start=0, stop=3),), rows=3, training=False)
