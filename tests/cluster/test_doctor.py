@@ -21,7 +21,7 @@ Fault = Callable[[Hosts, Host, Path], AbstractContextManager[None]]
 
 
 def examine(hosts: Hosts, spec: list[str], runs: Path, *more: str) -> tuple[int, list[dict[str, Any]]]:
-    done = cli(hosts.head, "doctor", *spec, "--runs-dir", runs, "--json", "--timeout", "15", *more)
+    done = cli(hosts.head, "doctor", *spec, "--runs-dir", runs, "--json", "--timeout", "10", *more)
     assert done.returncode in (0, 5), done.stderr
     report = json.loads(done.stdout)
     assert report["healthy"] == (done.returncode == 0)
