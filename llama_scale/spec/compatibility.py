@@ -228,14 +228,6 @@ NOT_YET = (
         message="training adapters is not available yet in this version",
         hint="remove the section to train the whole model",
     ),
-    Row(
-        code="not-yet-mixture",
-        needs=("mixture",),
-        path="mixture",
-        when=lambda s: s.mixture is not None,
-        message="training a mixture is not available yet in this version",
-        hint="remove the section",
-    ),
 )
 """Features whose form is checked already and whose training comes in a later version."""
 

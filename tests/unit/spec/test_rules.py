@@ -118,7 +118,6 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
      "engine.overlap_comm", "1, 2 or 3"),
     ("deepspeed-overlap-pipeline", {"engine": {**DS, "overlap_comm": True}}, "engine.overlap_comm", "overlap_comm"),
     ("not-yet-adapters", {"adapters": [{"name": "a", "kind": "lora"}]}, "adapters", "not available yet"),
-    ("not-yet-mixture", {"mixture": {}}, "mixture", "not available yet"),
 ]  # fmt: skip
 
 
