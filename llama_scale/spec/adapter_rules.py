@@ -91,16 +91,7 @@ def _mixed(spec: RunSpec) -> Iterator[Problem]:
 
 def _gate(spec: RunSpec) -> Iterator[Problem]:
     mixture = spec.mixture
-    if mixture is None:
-        return
-    if mixture.weights == "gate":
-        if mixture.gate is None:
-            yield problem(
-                "mixture.weights",
-                "weights: gate needs a gate, and mixture.gate names none",
-                hint="add gate: linear, or use weights: prior or posterior",
-                code="mixture-gate-missing",
-            )
+    if mixture is None or mixture.weights == "gate":
         return
     for key in ("gate", "gate_options"):
         if getattr(mixture, key):
