@@ -14,6 +14,7 @@ from torch import nn
 
 from llama_scale.extensions import discover
 from llama_scale.spec.adapters import mixed_adapters
+from llama_scale.spec.plugin_options import DEFAULT_GATE
 from llama_scale.train import mixture as math
 from llama_scale.train.loss import linear_log_probabilities, sharded_log_softmax
 from llama_scale.train.statistics import RESPONSIBILITY, TASK, Tally
@@ -139,8 +140,7 @@ def make_head(spec: RunSpec, *, tally: Tally) -> MixtureHead:
     assert section is not None
     names = mixed_adapters(spec.adapters, section)
     if section.weights == "gate":
-        assert section.gate is not None
-        descriptor = discover.gate(section.gate)
+        descriptor = discover.gate(section.gate or DEFAULT_GATE)
         options = discover.read_options(descriptor, section.gate_options)
         gate = discover.implementation(descriptor)(options, len(names))
     return MixtureHead(section, names, gate, tally=tally)
