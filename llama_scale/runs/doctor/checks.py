@@ -45,6 +45,9 @@ def _package(needs: Needs, answers: Answers, own: Answer) -> Iterator[Finding]:
         if facts["digest"] is None:
             yield _failed("package", host, "llama-scale is not installed there", "install it for this interpreter")
             continue
+        if facts["packages"].get("torch") is None:
+            yield _failed("package", host, "torch is not installed there", "pip install 'llama-scale[train]' there")
+            continue
         wrong = []
         if facts["digest"] != wanted["digest"]:
             wrong.append(f"llama-scale {facts['digest']} is installed there, and {wanted['digest']} here")

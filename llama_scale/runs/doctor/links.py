@@ -65,7 +65,8 @@ class Peer:
                 continue
             if isinstance(found, dict):
                 return found
-        return {"error": f"nothing within {timeout_s:g} s"}
+        status = self._process.poll()
+        return {"error": f"no word within {timeout_s:g} s" if status is None else f"it ended with status {status}"}
 
     def ask(self, patience_s: float, **told: Any) -> dict[str, Any]:
         """Tell it something and return the answer."""

@@ -61,6 +61,7 @@ def test_hosts_that_are_well_are_told_so() -> None:
         ({"digest": None}, "package", "llama-scale is not installed there"),
         ({"digest": "0.1.0+bbb"}, "package", "llama-scale 0.1.0+bbb is installed there, and 0.1.0+aaa here"),
         ({"python": "3.12.1"}, "package", "Python is 3.12.1 there, and 3.11.7 here"),
+        ({"packages": {"torch": None}}, "package", "torch is not installed there"),
         ({"packages": {"torch": "2.9.0"}}, "package", "torch is 2.9.0 there, and 2.13.0 here"),
         ({"gpus": "nvidia-smi is not installed"}, "gpus", "nvidia-smi is not installed"),
         ({"gpus": FACTS["gpus"][:7]}, "gpus", "7 GPUs are seen, and cluster.devices_per_node=8"),
