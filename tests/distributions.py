@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from tests.live_runs import environment
+from tests.pages import ROOT
 
 DESCRIPTOR = '''
 from pydantic import Field, field_validator
@@ -71,3 +77,18 @@ def install(
     (info / "entry_points.txt").write_text(points)
     for name, source in (modules or {}).items():
         (site / f"{name}.py").write_text(source)
+
+
+def install_folder(folder: Path, site: Path) -> Path:
+    """Install a distribution's source by pip into a folder, without what it depends on; returns that folder."""
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(site)]
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return site
+
+
+def run_tests(folder: Path, site: Path, *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run an installed distribution's tests from elsewhere, without this project's settings, as a stranger does."""
+    env = {**environment(), "PYTHONPATH": os.pathsep.join((str(site), str(ROOT))), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(folder / "tests")]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=300)

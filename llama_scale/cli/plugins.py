@@ -10,6 +10,7 @@ import typer
 
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.plugins_check import check
+from llama_scale.cli.plugins_new import new
 from llama_scale.errors import PluginError
 from llama_scale.extensions.listing import Listed, list_plugins
 
@@ -24,6 +25,7 @@ def _root() -> None:
 
 
 app.command("check")(check)
+app.command("new")(new)
 
 
 @app.command("list")
