@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from llama_scale.errors import LaunchError
 from llama_scale.extensions import discover
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.spec.run import RunSpec
+from llama_scale.spec.secret import secret_kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,20 @@ class Bundle:
     """
 
     files: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        """Refuse what looks like a secret: a bundle is copied into run folders, and shown.
+
+        Raises:
+            LaunchError: A file holds such a value; the value itself is not shown.
+        """
+        for name, text in self.files.items():
+            kind = secret_kind(text)
+            if kind is not None:
+                raise LaunchError(
+                    f"{name} of the bundle holds what looks like {kind}, and bundles are no place for secrets; name "
+                    "the variable in launcher.forward (or launcher.secrets), and replace the secret: it may have been read"
+                )
 
     @property
     def digest(self) -> str:

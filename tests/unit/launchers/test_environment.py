@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_scale.launchers.environment import worker_environment
+from llama_scale.errors import LaunchError
+from llama_scale.launchers.base import Bundle
+from llama_scale.launchers.environment import forward_regex, forwarded, render_forward, worker_environment
 from llama_scale.spec.load import load_spec
 from tests.live_runs import write_spec
 
@@ -32,3 +34,19 @@ def test_tensor_parallel_megatron_on_cuda_launches_kernels_in_order(
     )
     assert values.get("CUDA_DEVICE_MAX_CONNECTIONS") == expected
     assert "GLOO_SOCKET_IFNAME" not in values
+
+
+def test_network_variables_are_always_forwarded_and_others_by_name() -> None:
+    text = render_forward(["WANDB_API_KEY"])
+    shell = {"NCCL_DEBUG": "INFO", "UCX_TLS": "rc", "WANDB_API_KEY": "k", "HF_TOKEN": "t", "XNCCL_A": "x"}
+    assert list(forwarded(shell, text)) == ["NCCL_DEBUG", "UCX_TLS", "WANDB_API_KEY"]
+    assert "HF_TOKEN" not in text and forward_regex(["B", "A_*"]) == "^(A_.*|B)$"
+
+
+def test_bundle_with_a_secret_is_refused() -> None:
+    secret = "hf_" + "a1B2" * 8
+    with pytest.raises(
+        LaunchError, match=r"launch.sh of the bundle holds what looks like a Hugging Face token"
+    ) as found:
+        Bundle(files={"spec.yaml": "", "launch.sh": f"export X={secret}\n"})
+    assert secret not in str(found.value)
