@@ -38,8 +38,8 @@ class Bundle:
             kind = secret_kind(text)
             if kind is not None:
                 raise LaunchError(
-                    f"{name} of the bundle holds what looks like {kind}, and bundles are no place for secrets; name "
-                    "the variable in launcher.forward (or launcher.secrets), and replace the secret: it may have been read"
+                    f"{name} of the bundle holds what looks like {kind}, and bundles are no place for secrets: name "
+                    "the variable in launcher.forward (or launcher.secrets), and replace the secret, which may be known"
                 )
 
     @property
