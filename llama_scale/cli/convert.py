@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_scale.cli.convert_output import need_libraries, progress_bar, render
+from llama_scale.cli.convert_output import exported, import_adapters, need_libraries, progress_bar, render
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.errors import ConvertError
 
@@ -35,6 +36,10 @@ Virtual = Annotated[int, typer.Option("--virtual", help="Model chunks per pipeli
 StageLayers = Annotated[
     str | None, typer.Option("--stage-layers", help="Layers of each stage, e.g. 7,8,8,7, when they are not equal.")
 ]
+Base = Annotated[
+    Path | None,
+    typer.Option(help="Checkpoint of the frozen base that adapters were trained on; default: where it was then."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -46,8 +51,15 @@ def _root() -> None:
 @app.command("import")
 def import_(
     *,
-    source: Annotated[Path, typer.Option("--from", help="Hugging Face folder: config.json and safetensors.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Hugging Face folder: config.json and safetensors.")
+    ] = None,
     target: Annotated[Path, typer.Option("--to", help="New checkpoint folder.")],
+    peft: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead of --from: [NAME=]FOLDER of an adapter that PEFT saved; repeatable. Needs --base."),
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="With --peft: checkpoint of the model it was trained on.")] = None,
     spec: Annotated[
         Path | None, typer.Option(help="Of a folder that DeepSpeed itself has saved: the spec it was trained with.")
     ] = None,
@@ -70,6 +82,14 @@ def import_(
     element.
     """
     _check_dtype(dtype)
+    plain = (tensor, pipeline, virtual, stage_layers, dtype, max_ram) == (1, 1, 1, None, None, None)
+    if peft or base is not None:
+        if source is not None or spec is not None or not plain:
+            raise ConvertError("--peft and --base go together and with --to; leave the other options out")
+        _show_import(import_adapters(peft or [], target, base=base), target, layout=(1, 1), as_json=as_json)
+        return
+    if source is None:
+        raise ConvertError("nothing to import is named; give --from HF_DIR, or --peft FOLDER with --base CHECKPOINT")
     limit = None if max_ram is None else parse_size(max_ram, option="--max-ram")
     layout = _layout(
         tensor=tensor,
@@ -85,26 +105,30 @@ def import_(
         with progress_bar() as bar:
             manifest = import_hf(source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, progress=bar)
     else:
-        if (tensor, pipeline, virtual, stage_layers, dtype, max_ram) != (1, 1, 1, None, None, None):
+        if not plain:
             raise ConvertError(
                 "--spec does not go with a layout, --dtype or --max-ram: a folder of DeepSpeed becomes one shard, in "
                 "the element type that it has; cut that with `llama-scale convert reshard`"
             )
         manifest = _import_deepspeed(source, target, spec=spec)
+    _show_import(manifest, target, layout=(tensor, pipeline), as_json=as_json)
+
+
+def _show_import(manifest: Manifest, target: Path, *, layout: tuple[int, int], as_json: bool) -> None:
     result = {
         "checkpoint": str(target),
         "parameters": sum(math.prod(entry.shape) for entry in manifest.tensors["model"].values()),
         "bytes": manifest.total_bytes,
         "shards": len(manifest.shards),
-        "tensor": tensor,
-        "pipeline": pipeline,
+        "tensor": layout[0],
+        "pipeline": layout[1],
         "parameter_digest": manifest.parameter_digest,
     }
     _show(
         result,
         as_json=as_json,
-        text=f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, tensor={tensor} x "
-        f"pipeline={pipeline}",
+        text=f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, tensor={layout[0]} x "
+        f"pipeline={layout[1]}",
     )
 
 
@@ -129,13 +153,34 @@ def _import_deepspeed(source: Path, target: Path, *, spec: Path) -> Manifest:
     return import_deepspeed(source, target, shape=plan.shape, vocab_pad_multiple=plan.vocab_pad_multiple)
 
 
+class _Form(StrEnum):
+    """What `export` writes."""
+
+    HF = "hf"
+    MERGED = "merged"
+    PEFT = "peft"
+    MIXTURE = "mixture"
+
+
 @app.command()
 def export(
     *,
     source: Annotated[Path, typer.Option("--from", help="Run folder (its newest checkpoint) or checkpoint folder.")],
-    target: Annotated[Path, typer.Option("--to", help="New Hugging Face folder.")],
+    target: Annotated[Path, typer.Option("--to", help="New folder.")],
+    form: Annotated[
+        _Form,
+        typer.Option(
+            "--as",
+            help="hf: the model as it is; merged: the base with one adapter in its matrices; peft: one adapter as PEFT "
+            "keeps it; mixture: base, adapters and mixture, for trust_remote_code.",
+        ),
+    ] = _Form.HF,
+    adapter: Annotated[str | None, typer.Option(help="Which adapter; default: the only one.")] = None,
+    base: Base = None,
     dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; default: the checkpoint's.")] = None,
-    shard_size: Annotated[str, typer.Option(help="Most weights in one file, e.g. 500MB.")] = "5GB",
+    shard_size: Annotated[
+        str | None, typer.Option(help="Most weights in one file, e.g. 500MB.", show_default="5GB")
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="SentencePiece .model or tokenizer folder; default: the run's own.")
     ] = None,
@@ -144,47 +189,39 @@ def export(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Make a folder that transformers loads of a checkpoint of any layout: config, weights, tokenizer, report.json."""
+    """Make a folder that transformers (or PEFT) loads of a checkpoint of any layout, with config and report.json."""
     _check_dtype(dtype)
-    shard_bytes = parse_size(shard_size, option="--shard-size")
-    from llama_scale.convert.export_hf import export_hf  # lazy: keeps torch out of --help
-    from llama_scale.convert.folders import find_checkpoint
-    from llama_scale.convert.verify import verify as verify_folder
+    shard_bytes = None if shard_size is None else parse_size(shard_size, option="--shard-size")
+    from llama_scale.convert.folders import find_checkpoint  # lazy: keeps torch out of --help
+    from llama_scale.convert.forms import export as write
 
     checkpoint = find_checkpoint(source)
     with progress_bar() as bar:
-
-        def proof(folder: Path) -> dict[str, Any]:
-            found = verify_folder(checkpoint, folder, progress=bar)
-            found.require()
-            return found.to_data() | {"hf": str(target)}
-
-        report = export_hf(
+        report = write(
             checkpoint,
             target,
+            form=form.value,
+            adapter=adapter,
+            base=base,
             dtype=dtype,
             shard_bytes=shard_bytes,
             tokenizer=tokenizer,
-            proof=proof if verify else None,
+            proven=verify,
             progress=bar,
         )
-    if report["tokenizer"] is None:
+    if report.get("tokenizer", "") is None:
         say(f"note: {target} has no tokenizer, because the checkpoint came without one; add it with --tokenizer PATH")
-    proven = report.get("verify")
-    words = "not verified (--no-verify)"
-    if proven is not None:
-        worst = max(c["relative"] for c in proven["comparisons"])
-        words = f"logits equal to the sharded model's within {worst:.1e} (allowed {proven['tolerance']:.0e})"
-    result = {"hf": str(target), "checkpoint": str(checkpoint), "step": report["step"], "dtype": report["dtype"]}
-    result |= {"tensors": report["counts"]["target_tensors"], "tokenizer": report["tokenizer"], "verify": proven}
-    _show(result, as_json=as_json, text=f"{target}: step {report['step']}, {report['dtype']}; {words}")
+    result, text = exported(report, target=target, checkpoint=checkpoint)
+    _show(result, as_json=as_json, text=text)
 
 
 @app.command()
 def verify(
     *,
     source: Annotated[Path, typer.Option("--from", help="Run folder (its newest checkpoint) or checkpoint folder.")],
-    hf: Annotated[Path, typer.Option("--hf", help="Hugging Face folder to compare it with.")],
+    hf: Annotated[Path, typer.Option("--hf", help="Folder to compare it with, of any form that `export` writes.")],
+    adapter: Annotated[str | None, typer.Option(help="Which adapter a merged or PEFT folder holds.")] = None,
+    base: Base = None,
     tensor: Annotated[int | None, typer.Option(help="Tensor parallel degree; default: the checkpoint's.")] = None,
     pipeline: Annotated[int | None, typer.Option(help="Pipeline stages; default: the checkpoint's.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompt.")] = 128,
@@ -203,7 +240,15 @@ def verify(
         layout = Layout(tp_size=tensor or 1, pp_size=pipeline or 1)
     with progress_bar() as bar:
         proof = verify_folder(
-            checkpoint, hf, layout=layout, num_tokens=tokens, generate=generate, seed=seed, progress=bar
+            checkpoint,
+            hf,
+            adapter=adapter,
+            base=base,
+            layout=layout,
+            num_tokens=tokens,
+            generate=generate,
+            seed=seed,
+            progress=bar,
         )
     if as_json:
         emit_json(proof.to_data())

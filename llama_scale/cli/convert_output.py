@@ -8,11 +8,13 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import ConvertError
 
 if TYPE_CHECKING:
+    from llama_scale.checkpoint.manifest import Manifest
     from llama_scale.convert.proof import Proof
 
 
@@ -30,6 +32,45 @@ def need_libraries(command: str) -> None:
         raise ConvertError(
             f"`llama-scale {command}` needs {', '.join(missing)}, not installed here: pip install 'llama-scale[train]'"
         )
+
+
+def import_adapters(folders: list[str], target: Path, *, base: Path | None) -> Manifest:
+    """Make a checkpoint of PEFT folders, each ``[NAME=]FOLDER``; without a name the folder's own is the adapter's.
+
+    Raises:
+        ConvertError: One of the two options is missing, two adapters have one name, or the import failed.
+    """
+    if base is None or not folders:
+        raise ConvertError(
+            "--peft FOLDER needs --base CHECKPOINT, the model that the adapter was trained on, and vice versa"
+        )
+    named: dict[str, Path] = {}
+    for text in folders:
+        name, mark, place = text.partition("=")
+        folder = Path(place if mark else text)
+        key = name if mark else folder.resolve().name
+        if key in named:
+            raise ConvertError(f"two adapters are called {key!r}; give them names: --peft NAME={folder}")
+        named[key] = folder
+    from llama_scale.convert.import_peft import import_peft  # lazy: keeps torch out of --help
+
+    return import_peft(named, target, base=base)
+
+
+def exported(report: dict[str, Any], *, target: Path, checkpoint: Path) -> tuple[dict[str, Any], str]:
+    """Return what `export` prints: as JSON, and as a line."""
+    proven = report.get("verify")
+    words = "not verified (--no-verify)"
+    if proven is not None:
+        worst = max(c["relative"] for c in proven["comparisons"])
+        words = f"logits equal to the sharded model's within {worst:.1e} (allowed {proven['tolerance']:.0e})"
+    result = {"hf": str(target), "checkpoint": str(checkpoint), "step": report["step"], "dtype": report.get("dtype")}
+    result |= {"adapter": report.get("adapter"), "adapters": report.get("adapters"), "mixture": report.get("mixture")}
+    count = report["counts"]["target_tensors"] if "counts" in report else len(report["tensors"])
+    result |= {"tensors": count, "tokenizer": report.get("tokenizer"), "verify": proven}
+    what = [f"step {report['step']}", report.get("dtype") or "", f"adapter {report.get('adapter')}"]
+    shown = ", ".join(part for part in (what if report.get("adapter") else what[:2]) if part)
+    return result, f"{target}: {shown}; {words}"
 
 
 def render(proof: Proof) -> str:

@@ -43,7 +43,9 @@ def native_model(weights: Weights, *, merger: Merger | None = None) -> Any:
         merger: An adapter to merge into it.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = make_hf_config(weights.shape, dtype="float32")
     state = {
         name: merger.tensor(tensor, dtype=torch.float32)
