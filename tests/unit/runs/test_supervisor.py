@@ -276,3 +276,26 @@ def test_status_without_place_to_write_does_not_end_the_run(make_run: MakeRun, s
     assert supervise(run).wait(timeout=120) == 0
     assert (run.path / "worked").exists()
     assert "cannot write" in run.supervisor_log.read_text()
+
+
+_HANGS = (
+    'trap \'echo "== rank 0 (process 1)" > "$run/attempts/000/stacks-node-00000.txt"\' USR2; '
+    'echo \'{"step": 1, "step_time_s": 0.1, "time_utc": "1"}\' >> "$run/metrics.jsonl"; while :; do sleep 0.05; done'
+)
+
+
+def test_run_that_does_no_more_steps_leaves_stacks_and_ends(make_run: MakeRun, supervise: Supervise) -> None:
+    run = make_run(_HANGS, "restart.hang_min_s=0.5", "restart.hang_factor=2")
+    status = _finish(supervise(run), run)
+    assert status.state == "failed" and status.exit_code == 5
+    assert status.first_failure is not None
+    assert (status.first_failure.kind, status.first_failure.rank) == ("hang", 0)
+    assert "rank 0 did not even answer" in status.message and "hung: no step for" in status.message
+    assert not (run.path / "reserve").exists()
+
+
+def test_hang_is_followed_by_a_restart_like_any_failure(make_run: MakeRun, supervise: Supervise) -> None:
+    script = _COUNTS + 'if [ "$n" = 1 ]; then exit 0; fi; ' + _CHECKPOINT + _HANGS
+    run = make_run(script, "restart.hang_min_s=0.5", "restart.hang_factor=2", "restart.max=1")
+    status = _finish(supervise(run), run)
+    assert status.state == "succeeded" and status.restarts == 1
