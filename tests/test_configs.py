@@ -44,3 +44,8 @@ def test_head_comment_is_the_exact_command(path: Path) -> None:
 def test_sample_text_has_its_licence_beside_it() -> None:
     assert "Mozilla Public License 2.0" in (CONFIGS / "smoke" / "LICENSE.sample.md").read_text(encoding="utf-8")
     assert (CONFIGS / "smoke" / "sample.jsonl.gz").stat().st_size < 500_000
+    examples = CONFIGS / "finetune" / "sample"
+    licences = (examples / "LICENSE.md").read_text(encoding="utf-8")
+    for path in examples.glob("*.gz"):
+        assert path.name in licences
+        assert path.stat().st_size < 100_000
