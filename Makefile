@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check format lint types test-unit test-docs test-engines test-cluster test-py312 test-gpu soak bench docs wheel clean
+.PHONY: help setup demo finetune test check format lint types test-unit test-docs test-engines test-cluster test-py312 test-gpu soak bench docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ $(VENV)/.installed: pyproject.toml .ci/find-python
 
 demo: setup ## the whole way on real text: train on 4 processes, kill, resume, convert, prove, generate
 	VENV=$(VENV) configs/smoke/demo.sh
+
+finetune: setup ## four adapters on SmolLM2-135M and their mixture: train, evaluate, export, prove (an hour)
+	VENV=$(VENV) configs/finetune/four-tasks.sh
 
 test: setup check test-engines test-cluster ## set up and pass all tests that need no GPU
 

@@ -1,7 +1,7 @@
 """The table of what does not go together: engine x layout x device x precision, one row each.
 
 A row is data: when it applies, what to say, what to do. ``tests/unit/spec/test_compatibility.py`` has a case for each
-row. A feature that comes alive loses its row in ``NOT_YET``, and nothing else changes.
+row.
 """
 
 from __future__ import annotations
@@ -219,19 +219,7 @@ DEEPSPEED = (
     ),
 )
 
-NOT_YET = (
-    Row(
-        code="not-yet-adapters",
-        needs=("adapters",),
-        path="adapters",
-        when=lambda s: bool(s.adapters),
-        message="training adapters is not available yet in this version",
-        hint="remove the section to train the whole model",
-    ),
-)
-"""Features whose form is checked already and whose training comes in a later version."""
-
-TABLE = (*MEGATRON, *DDP, *DEEPSPEED, *NOT_YET)
+TABLE = (*MEGATRON, *DDP, *DEEPSPEED)
 """Every row."""
 
 

@@ -15,12 +15,8 @@ from typer.testing import CliRunner
 from llama_scale.cli.eval import app as eval_app
 from llama_scale.cli.search import app as search_app
 from llama_scale.errors import LlamaScaleError
-from llama_scale.spec.compatibility import NOT_YET
 from tests.task_tokenizer import write_tokenizer
 
-pytestmark = pytest.mark.skipif(
-    any(row.code == "not-yet-tasks" for row in NOT_YET), reason="the spec refuses tasks in this version"
-)
 ROWS = [
     {"doc_id": f"d{i}", "text": f"Package number {i} plays {what} for users of {who}.", "query": f"{what} of {who}"}
     for i, (what, who) in enumerate([("music", "GNOME"), ("chess", "KDE"), ("films", "Xfce"), ("radio", "i3")] * 3)

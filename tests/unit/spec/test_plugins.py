@@ -16,7 +16,6 @@ from llama_scale.errors import PLUGIN_CODE, PluginError, Problem, SpecError
 from llama_scale.extensions import discover
 from llama_scale.extensions.api import ADAPTERS, GATES, TASKS
 from llama_scale.plan.run_plan import make_plan
-from llama_scale.spec import compatibility, rules
 from llama_scale.spec.load import check_text, dump_spec, load_spec
 from llama_scale.spec.plugin_schema import installed_schema
 from llama_scale.spec.plugins import OWN_DISTRIBUTION, catalogue
@@ -38,14 +37,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__file__", None) and str(folder) in str(sys.modules[name].__file__):
             del sys.modules[name]
-
-
-@pytest.fixture(autouse=True)
-def every_feature_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the rows on features that come in a later version."""
-    later = {row.code for row in compatibility.TABLE if row.code.startswith("not-yet")}
-    rows = [rule for row, rule in zip(compatibility.TABLE, compatibility.RULES, strict=True) if row.code in later]
-    monkeypatch.setattr(rules, "RULES", tuple(rule for rule in rules.RULES if rule not in rows))
 
 
 @pytest.fixture

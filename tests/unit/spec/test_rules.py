@@ -117,7 +117,6 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("deepspeed-overlap-zero", {"engine": {**DS, "zero": 0, "overlap_comm": True}, "parallel": ONE},
      "engine.overlap_comm", "1, 2 or 3"),
     ("deepspeed-overlap-pipeline", {"engine": {**DS, "overlap_comm": True}}, "engine.overlap_comm", "overlap_comm"),
-    ("not-yet-adapters", {"adapters": [{"name": "a", "kind": "lora"}]}, "adapters", "not available yet"),
 ]  # fmt: skip
 
 
