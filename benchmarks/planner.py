@@ -25,6 +25,7 @@ from statistics import mean, median
 from llama_scale.plan.constants import DEFAULT, Constants
 from llama_scale.plan.evaluate import best_micro_batch, predict_row, read_rows
 from llama_scale.plan.rows import read_row
+from llama_scale.plan.run_memory import run_memory
 from llama_scale.plan.step_time import step_time, tokens_per_second
 from llama_scale.plan.workload import Workload
 
@@ -189,8 +190,57 @@ def memory_errors(rows: Iterable[Mapping[str, str]]) -> dict[str, list[float]]:
     """Return predicted over measured peak memory, less 1, by source."""
     errors = defaultdict(list)
     for row in rows:
-        if row.get("status") == "ok" and row.get("peak_mem_gb") and not row.get("moe_n_experts"):
+        if has_peak(row):
             errors[row["source"]].append(predict_row(row).peak_mem_gb / float(row["peak_mem_gb"]) - 1)
+    return errors
+
+
+def has_peak(row: Mapping[str, str]) -> bool:
+    """Tell whether a row prints the peak memory of a dense run."""
+    return row.get("status") == "ok" and bool(row.get("peak_mem_gb")) and not row.get("moe_n_experts")
+
+
+MEMORY_GRID = [(0.25 * context, 0.02 * slack) for context in range(2, 16) for slack in range(13)]
+"""Values of context_gb and fragmentation that are tried."""
+
+
+MEMORY_GUESS = (2.4, 0.1)
+"""CUDA context and libraries 1.3 to 1.6 GB (the sources' own figures) and communicators; the allocator's slack."""
+MEMORY_WIDTH = (1.0, 0.05)
+
+
+def leave_one_out_memory(rows: Sequence[Mapping[str, str]], *, pull: float = 0.01) -> dict[str, list[float]]:
+    """Return each source's errors under the memory constants that suit the other sources best.
+
+    Best is the least sum of the mean absolute error over rows with a peak, the share of wrong verdicts over rows
+    that are known to fit or not, and ``pull`` for each squared width of distance from the first guess.
+    """
+    peaks: dict[str, list[list[float]]] = defaultdict(list)  # source -> row -> error for each pair of the grid
+    wrong: dict[str, list[list[bool]]] = defaultdict(list)
+    grid = [dataclasses.replace(DEFAULT, context_gb=context, fragmentation=slack) for context, slack in MEMORY_GRID]
+    for row in rows:
+        if row.get("moe_n_experts") or not row.get("micro_batch"):
+            continue
+        workload, _ = read_row(row)
+        found = [run_memory(workload, constants=constants) for constants in grid]
+        if has_peak(row):
+            metric, peak = row.get("mem_metric") or "", float(row["peak_mem_gb"])
+            peaks[row["source"]].append([memory.in_metric(metric) / peak - 1 for memory in found])
+        if row.get("status") in ("ok", "oom"):
+            wrong[row["source"]].append([memory.fits != (row["status"] == "ok") for memory in found])
+    errors = {}
+    for source in sorted(peaks):
+        others = [errors_ for name, rows_ in peaks.items() if name != source for errors_ in rows_]
+        verdicts = [wrong_ for name, rows_ in wrong.items() if name != source for wrong_ in rows_]
+        losses = [
+            mean(abs(row[index]) for row in others)
+            + mean(row[index] for row in verdicts)
+            + pull * sum(((a - b) / c) ** 2 for a, b, c in zip(pair, MEMORY_GUESS, MEMORY_WIDTH, strict=True))
+            for index, pair in enumerate(MEMORY_GRID)
+        ]
+        best = losses.index(min(losses))
+        print(f"without {source}: context_gb, fragmentation = {MEMORY_GRID[best]}", file=sys.stderr)
+        errors[source] = [row[best] for row in peaks[source]]
     return errors
 
 
@@ -244,6 +294,7 @@ def main() -> None:
     print(table("Throughput", by_source(rows, constants)))
     print(table("Memory", memory_errors(raw)))
     if options.leave_one_out:
+        print(table("Memory, source left out", leave_one_out_memory(raw)))
         print(table("Throughput, source left out", leave_one_out(rows, iterations=options.iterations)))
 
 

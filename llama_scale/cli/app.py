@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "schema": "Print the JSON Schema of the spec.",
     "plan": "Show who computes what, memory by part and stage, and the pipeline's bubble.",
     "doctor": "Examine this machine, or every host of a spec, and name what would keep a run from working.",
+    "tune": "Launch the best predicted layouts for a few steps and pick the fastest.",
     "launch": "Render a run's bundle and run it; --dry-run stops at the bundle.",
     "runs": "List the runs of a folder.",
     "status": "Show how a run is doing.",

@@ -1,0 +1,1 @@
+"""Choose a layout by measuring the best predicted ones on the machine itself."""
