@@ -9,6 +9,7 @@ host's agent writes down; this process merges that into ``attempts/NNN/verdict.j
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ _FAILURE_GRACE_S = 15.0
 """Time from a host's failure to the end of the command, which should end the others by itself."""
 _MARGIN_S = 5.0
 """Time over the grace in which agents kill ranks that hang and write their verdicts."""
+_PR_SET_PDEATHSIG = 1
 _KILL_S = 10.0
 """Time from the last signal to SIGKILL for the command."""
 
@@ -76,11 +78,17 @@ def _prepare(run: Path, attempt_dir: Path) -> None:
     try:
         attempt_dir.mkdir(parents=True, exist_ok=True)
         (run / "logs").mkdir(exist_ok=True)
-        for pattern in ("error-rank-*.json", "verdict*.json"):
+        for pattern in ("error-rank-*.json", "verdict*.json", "end"):
             for old in attempt_dir.glob(pattern):
                 old.unlink(missing_ok=True)
     except OSError as error:
         raise LaunchError(f"cannot write into {run}: {error.strerror}; check its permissions and space") from error
+
+
+def _enter_command() -> None:
+    """Unblock signals, and die when the process above does: at SIGTERM srun and mpirun take their agents along."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _watch(options: argparse.Namespace, attempt_dir: Path) -> _Ended:
@@ -89,7 +97,7 @@ def _watch(options: argparse.Namespace, attempt_dir: Path) -> _Ended:
             options.command,
             stdin=subprocess.DEVNULL,
             process_group=0,  # a signal to this process's group must not reach it twice
-            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()),  # noqa: PLW1509 - one thread
+            preexec_fn=_enter_command,  # noqa: PLW1509 - one thread
         )
     except OSError as error:
         raise LaunchError(f"cannot start {options.command[0]}: {error.strerror}") from error
@@ -108,7 +116,9 @@ def _watch(options: argparse.Namespace, attempt_dir: Path) -> _Ended:
             deadline = now + options.stop_grace_s + _MARGIN_S
         if not terminated and any(v.state == "failed" for v in read_parts(attempt_dir).values()):
             deadline = min(deadline or now + _FAILURE_GRACE_S, now + _FAILURE_GRACE_S)
-        if deadline is not None and now > deadline:
+        if not terminated and (attempt_dir / "end").exists():  # the supervisor gives a hung attempt up
+            deadline = now
+        if deadline is not None and now >= deadline:
             if terminated:
                 process.kill()
                 deadline = now + _KILL_S

@@ -281,6 +281,21 @@ def test_killed_rank_is_named_and_the_job_starts_it_again(slurm: Slurm, hosts: H
     assert steps(run) == list(range(1, 61))
 
 
+def test_step_whose_srun_was_killed_does_not_go_on(slurm: Slurm, hosts: Hosts, spec: Path, runs: Path) -> None:
+    restart = ("--set", "restart={max: 1}", "--set", "checkpoint.every_steps=2", "--set", "train.steps=40")
+    run = launch(slurm, spec, runs, *restart)
+    wait_for_steps(slurm, run, 3)
+
+    for pid in hosts.nodes[0].processes():
+        if command_of(pid).startswith(b"srun\0"):
+            os.kill(pid, signal.SIGKILL)
+    ended = wait_for_state(slurm, run, "succeeded", "failed", timeout_s=240)
+
+    assert ended["state"] == "succeeded" and ended["restarts"] == 1, ended["message"]
+    assert "srun was killed by SIGKILL" in json.loads(run.verdict(0).read_text())["message"]
+    assert steps(run) == list(range(1, 41))
+
+
 def test_job_array_is_refused(slurm: Slurm, spec: Path, runs: Path, tmp_path: Path) -> None:
     run = launch(slurm, spec, runs, "--set", "launcher.options={begin: now+1hour}")
     output = tmp_path / "array.log"

@@ -41,6 +41,12 @@ if [[ -z ${SLURM_JOB_NODELIST:-} ]]; then
   echo "launch.sh: not in a Slurm allocation; use sbatch job.sh RUN_DIR, or call it in salloc" >&2
   exit 5
 fi
+# A step whose srun was killed would go on and keep the nodes; a step of this run's earlier attempt is never wanted.
+if [[ ${LLAMA_SCALE_ATTEMPT:-0} != 0 ]]; then
+  for step in $(squeue --noheader --steps --jobs "$SLURM_JOB_ID" --format %i | grep -E '\.[0-9]+$' || true); do
+    scancel "$step" || true
+  done
+fi
 # The rendezvous: the first node by name, and a port from the job's number that is free here.
 read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$(/opt/python/bin/python3 -P -m llama_scale.train.ports "$SLURM_JOB_ID.${LLAMA_SCALE_ATTEMPT:-0}")

@@ -82,6 +82,21 @@ def test_command_that_does_not_stop_is_ended(tmp_path: Path) -> None:
     assert "saved" in verdict(tmp_path)["message"]
 
 
+def test_attempt_that_the_supervisor_gives_up_is_ended(tmp_path: Path) -> None:
+    process = start(tmp_path, "trap 'touch ended; exit' TERM\ntouch ready\nwhile :; do sleep 0.05; done")
+    wait_for((tmp_path / "ready").exists)
+    (tmp_path / "attempts" / "001" / "end").touch()
+    assert ended(process, 30) == 5 and (tmp_path / "ended").exists()
+
+
+def test_command_ends_with_the_process_above_it(tmp_path: Path) -> None:
+    process = start(tmp_path, "trap 'touch ended; exit' TERM\ntouch ready\nwhile :; do sleep 0.05; done")
+    wait_for((tmp_path / "ready").exists)
+    process.kill()
+    wait_for((tmp_path / "ended").exists)
+    ended(process, 30)
+
+
 def test_failure_of_a_host_is_named(tmp_path: Path) -> None:
     process = start(tmp_path, say(1, FAILED) + "exit 5")
     with process:
