@@ -186,7 +186,10 @@ class Supervisor:
         limit = time.monotonic() + _STACKS_S
         while len(list(attempt.glob("stacks-node-*.txt"))) < self._spec.cluster.nodes and time.monotonic() < limit:
             time.sleep(_POLL_S)
-        (attempt / "end").touch()
+        try:
+            (attempt / "end").touch()
+        except OSError as error:  # then the agent that reaches the hosts is killed, and their leases run out
+            logger.error("cannot write %s: %s", attempt / "end", error.strerror)
         return 0.0 if self._spec.launcher.kind == "local" else _END_S
 
     def _kill(self, job: Job, *, marker: str) -> None:
