@@ -21,7 +21,7 @@ from llama_scale.spec.model import ModelShape
 from llama_scale.spec.nearby import suggest
 from llama_scale.spec.presets import PRESETS
 from llama_scale.spec.profile_names import profile_names
-from llama_scale.spec.profiles import load_profile
+from llama_scale.spec.profiles import load_profile, read_profile
 from llama_scale.spec.resolve import name_of
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -31,7 +31,7 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 def init(
     *,
     model: Annotated[str, typer.Option(help="A preset (see --list-models) or a Hugging Face folder.")] = "smollm2-135m",
-    profile: Annotated[str, typer.Option(help="Cluster profile: laptop, dgx-h100, ...")] = "laptop",
+    profile: Annotated[str, typer.Option(help="Cluster profile: laptop, dgx-h100, ..., or a .yaml file.")] = "laptop",
     launcher: Annotated[str, typer.Option(help="How processes are started.")] = "local",
     nodes: Annotated[
         int | None,
@@ -53,17 +53,19 @@ def init(
     if list_models:
         emit(_models_table())
         return
-    _known("--profile", profile, profile_names())
+    own = profile.endswith((".yaml", ".yml"))
+    if not own:
+        _known("--profile", profile, profile_names())
     _known("--launcher", launcher, [kind for form in models_of(Launcher) for kind in kinds_of(form)])
     name, model_lines, tokenizer_lines, shape = _model(model)
     choice = Choice(
-        name=f"{name}-{profile}"[:64],
+        name=f"{name}-{name_of(profile.removesuffix('.yaml').removesuffix('.yml')) if own else profile}"[:64],
         command=_command(model, profile=profile, launcher=launcher, nodes=nodes, search=search),
         model=model_lines,
         tokenizer=tokenizer_lines,
         shape=shape,
-        profile_name=profile,
-        profile=load_profile(profile),
+        profile_line=f"profile_file: {json.dumps(str(Path(profile).absolute()))}" if own else f"profile: {profile}",
+        profile=read_profile(Path(profile)) if own else load_profile(profile),
         launcher=launcher,
     )
     choice, fits = choose_layout(choice, nodes=nodes)

@@ -31,7 +31,7 @@ def best_layout(text: str, *, spec: RunSpec) -> tuple[str, bool]:
     hardware = site_hardware(spec, gpu=None, file=None)
     if hardware is None:
         raise SpecError(
-            f"--search predicts accelerators, and profile {spec.cluster.profile!r} has none; leave --search out, and "
+            f"--search predicts accelerators, and profile {spec.cluster.site!r} has none; leave --search out, and "
             "let `llama-scale tune SPEC` measure layouts on this machine"
         )
     devices = spec.cluster.world_size

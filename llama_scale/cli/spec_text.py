@@ -69,7 +69,7 @@ validation:
   every_steps: 100
 
 cluster:
-  profile: {profile}     # {title}
+  {profile}     # {title}
   nodes: {nodes}
   devices_per_node: {devices}
   device: {device}
@@ -88,7 +88,7 @@ class Choice:
         model: Lines of the section ``model``.
         tokenizer: Lines of the section ``tokenizer``.
         shape: The model's numbers.
-        profile_name: The cluster profile.
+        profile_line: The key of the cluster profile with its value.
         profile: Its figures.
         launcher: Kind of the launcher.
         nodes: Hosts.
@@ -102,7 +102,7 @@ class Choice:
     model: str
     tokenizer: str
     shape: ModelShape
-    profile_name: str
+    profile_line: str
     profile: Profile
     launcher: str
     nodes: int = 1
@@ -182,7 +182,7 @@ def render_spec(choice: Choice) -> str:
         overlap="true" if cuda and choice.data > 1 else "false",
         compute="bf16" if cuda else "fp32",
         recompute=choice.recompute,
-        profile=choice.profile_name,
+        profile=choice.profile_line,
         title=choice.profile.title,
         nodes=choice.nodes,
         devices=choice.profile.devices_per_node,
@@ -216,7 +216,7 @@ def _hosts(choice: Choice) -> str:
         )
     if choice.launcher == "slurm":
         return "  time: 04:00:00          # and partition, account, ... of your site\n"
-    if choice.launcher not in ("deepspeed", "mpi") or choice.nodes == 1:
+    if choice.launcher not in ("deepspeed", "mpi", "ssh") or (choice.nodes == 1 and choice.launcher != "ssh"):
         return ""
     names = "".join(f"    - host-{index}\n" for index in range(choice.nodes))
     return f"  hosts:                  # put your hosts' names here, or name a hostfile instead\n{names}"

@@ -132,6 +132,26 @@ def test_init_writes_a_spec_that_validates(tmp_path: Path, model: str, profile: 
     assert f"--model {model}" in path.read_text(encoding="utf-8").splitlines()[0]
 
 
+def test_init_takes_a_profile_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = "title: our nodes\ndevice: cuda\ngpu: h100\ndevices_per_node: 4\nmemory_gb: 94\nenv: {NCCL_IB_HCA: mlx5_0}\n"
+    Path("our site.yaml").write_text(own, encoding="utf-8")
+    result = CliRunner().invoke(app, ["init", "--profile", "our site.yaml", "--launcher", "slurm", "-o", "run.yaml"])
+    assert result.exit_code == 0, result.stderr
+    spec = load_spec("run.yaml")
+    assert spec.cluster.profile_file == f"{tmp_path}/our site.yaml" and spec.cluster.devices_per_node == 4
+    assert spec.launcher.env == {"NCCL_IB_HCA": "mlx5_0"} and spec.name == "smollm2-135m-our-site"
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "mpi", "kubernetes", "ssh"])
+def test_init_writes_a_spec_for_every_launcher(tmp_path: Path, launcher: str) -> None:
+    path = tmp_path / "run.yaml"
+    words = ["init", "--profile", "dgx-h100", "--launcher", launcher, "--nodes", "2", "-o", str(path)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    assert load_spec(path).launcher.kind == launcher
+
+
 def test_init_for_several_hosts_names_them_or_says_that_the_launcher_stays_here(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     words = ["init", "--model", "llama-3.1-70b", "--profile", "dgx-h100", "-o", str(path), "--force"]
