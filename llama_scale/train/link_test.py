@@ -3,7 +3,7 @@
     python -m llama_scale.train.link_test
 
 Takes lines of JSON: ``{"port": true}`` gives a free port of this host; ``{"address", "port", "rank", "world", "bytes",
-"timeout_s", "device"}`` joins a group and, with bytes, times an all-reduce in it. Each is answered by one line.
+"timeout_s", "device", "index"}`` joins a group and, with bytes, times an all-reduce in it. Each gets one line.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _free_port() -> int:
 
 
 def _join(
-    *, address: str, port: int, rank: int, world: int, bytes: int, timeout_s: float, device: str
+    *, address: str, port: int, rank: int, world: int, bytes: int, timeout_s: float, device: str, index: int
 ) -> dict[str, Any]:
     """Join a group, reduce over it, leave it; return the seconds of joining and the bytes a second of reducing."""
     limit = timedelta(seconds=timeout_s)
@@ -56,7 +56,7 @@ def _join(
         "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=world, timeout=limit
     )
     try:
-        target = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
+        target = torch.device("cuda", index) if device == "cuda" else torch.device("cpu")
         word = torch.ones(1, device=target)
         dist.all_reduce(word)  # the connections are made by the first collective
         if word.item() != world:

@@ -187,7 +187,9 @@ def _group(
 
     def join(rank: int) -> dict[str, Any]:
         told = {"address": address, "port": port["port"], "rank": rank, "world": len(members)}
-        told |= {"bytes": size, "timeout_s": timeout_s, "device": needs.device}
+        # On one machine NCCL wants a GPU a process.
+        index = 0 if peers[members[rank]].host else rank
+        told |= {"bytes": size, "timeout_s": timeout_s, "device": needs.device, "index": index}
         return peers[members[rank]].ask(timeout_s + _MARGIN_S, **told)
 
     return list(pool.map(join, range(len(members))))
