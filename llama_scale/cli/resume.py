@@ -77,7 +77,9 @@ def resume(
         found = _continue(folder, overrides or [])
         if found.decision.kind == "refuse":
             raise LaunchError(f"cannot resume {folder.path}:\n  " + "\n  ".join(found.decision.reasons))
-        if found.spec.launcher.kind != "kubernetes":  # what a run needs is in its images and claims
+        if found.spec.launcher.kind == "kubernetes":  # what a run needs is in its images and claims
+            say("the pods go on from the newest checkpoint on the claim, whatever is said below of this folder")
+        else:
             check_inputs(found.spec, warm_start=found.decision.kind == "start")
         for line in _describe(found):
             say(line)

@@ -26,7 +26,7 @@ def check_inputs(spec: RunSpec, *, warm_start: bool = True) -> None:
         LaunchError: Something is missing or does not fit; every fault is named at once.
     """
     faults = [
-        *_packages(),
+        *_packages(spec),
         *_data(spec),
         *_tokenizer(spec),
         *(_warm_start(spec) if warm_start or spec.adapters else ()),
@@ -35,7 +35,9 @@ def check_inputs(spec: RunSpec, *, warm_start: bool = True) -> None:
         raise LaunchError("\n  ".join([f"{spec.name} cannot start:", *faults]) if len(faults) > 1 else faults[0])
 
 
-def _packages() -> Iterator[str]:
+def _packages(spec: RunSpec) -> Iterator[str]:
+    if getattr(spec.launcher, "container", None) is not None:  # the image has them; the light install does here
+        return
     missing = [name for name in ("torch", "megatron", "safetensors", "numpy") if importlib.util.find_spec(name) is None]
     if missing:
         yield f"the workers need {', '.join(missing)}, not installed here: pip install 'llama-scale[train]'"

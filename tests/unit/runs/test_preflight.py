@@ -100,3 +100,11 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
     with pytest.raises(LaunchError, match=r"the workers need torch, not installed here: pip install"):
         check_inputs(_spec(tmp_path))
+
+
+def test_packages_of_an_image_are_not_looked_for_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    image = "launcher={kind: slurm, container: {kind: pyxis, image: /x.sqsh}}"
+    check_inputs(load_spec(write_spec(tmp_path), overrides=[image]))
+    with pytest.raises(LaunchError, match=r"the workers need torch, megatron, safetensors, numpy, not installed here"):
+        check_inputs(load_spec(write_spec(tmp_path), overrides=["launcher={kind: slurm}"]))
