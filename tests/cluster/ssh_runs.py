@@ -15,7 +15,7 @@ from llama_scale.runs.records import ENDED, Status, load_record
 from tests.cluster.hosts import Host, Hosts
 from tests.live_runs import SPEC, environment, wait_for, write_spec
 
-STEPS = 30
+STEPS = 60
 LEASE_S = 9
 """Short, so that a lost host is found soon; ranks are asked to save after 6 s."""
 
