@@ -40,6 +40,8 @@ class ActivationCase:
         sequence_parallel: Norms and residual stream are sharded along the sequence.
         element_bytes: Bytes of an activation: 2 for bf16, 4 for fp32.
         recompute: What is computed again instead of stored.
+        first_trained: Layers below it are frozen, and keep nothing for a backward pass that never comes to them.
+        copies: Rows that a mixture makes of one sample from that layer on.
     """
 
     shape: ModelShape
@@ -49,6 +51,8 @@ class ActivationCase:
     sequence_parallel: bool
     element_bytes: int
     recompute: Recompute
+    first_trained: int = 0
+    copies: int = 1
 
     @property
     def tokens(self) -> int:
@@ -93,7 +97,7 @@ def layer_bytes(case: ActivationCase) -> int:
 
 def chunk_bytes(case: ActivationCase, chunk: Chunk) -> int:
     """Return what one chunk keeps of one micro-batch between its forward and its backward pass, logits apart."""
-    layers = len(chunk.layers)
+    layers = _trained_layers(case, chunk)
     recompute = case.recompute
     if not isinstance(recompute, FullRecompute):
         kept = layers * layer_bytes(case)
@@ -102,7 +106,11 @@ def chunk_bytes(case: ActivationCase, chunk: Chunk) -> int:
     else:
         checkpointed = min(layers, recompute.layers)
         kept = checkpointed * case.residual_bytes + (layers - checkpointed) * layer_bytes(case)
-    return kept + (case.residual_bytes if chunk.has_head else 0)  # input of the final norm
+    return case.copies * (kept + (case.residual_bytes if chunk.has_head else 0))  # input of the final norm
+
+
+def _trained_layers(case: ActivationCase, chunk: Chunk) -> int:
+    return sum(layer >= case.first_trained for layer in chunk.layers)
 
 
 def recomputed_bytes(case: ActivationCase, chunk: Chunk) -> int:
@@ -114,15 +122,16 @@ def recomputed_bytes(case: ActivationCase, chunk: Chunk) -> int:
     recompute = case.recompute
     if recompute.kind == "none":
         return 0
+    layers = _trained_layers(case, chunk)
     if not isinstance(recompute, FullRecompute):
-        return core_bytes(case)
+        return case.copies * core_bytes(case)
     freed = case.residual_bytes if chunk.has_head else 0
     if recompute.method == "uniform":
-        group = min(recompute.layers, len(chunk.layers))
+        group = min(recompute.layers, layers)
     else:
         group = 1
-        freed += max(0, len(chunk.layers) - recompute.layers) * layer_bytes(case)
-    return max(0, group * layer_bytes(case) - case.residual_bytes - freed)
+        freed += max(0, layers - recompute.layers) * layer_bytes(case)
+    return case.copies * max(0, group * layer_bytes(case) - case.residual_bytes - freed)
 
 
 def logits_bytes(case: ActivationCase, *, vocab_pad_multiple: int) -> int:
@@ -134,9 +143,10 @@ def logits_bytes(case: ActivationCase, *, vocab_pad_multiple: int) -> int:
     """
     shape = case.shape
     rows = padded_vocab_size(shape.vocab_size, tp_size=case.tp_size, multiple=vocab_pad_multiple) // case.tp_size
-    block = max(1, min(case.tokens, LOGITS_BLOCK_ELEMENTS // rows)) * rows
+    tokens = case.copies * case.tokens
+    block = max(1, min(tokens, LOGITS_BLOCK_ELEMENTS // rows)) * rows
     low_precision = case.element_bytes if case.element_bytes != _FP32_BYTES else 0
-    hidden = 2 * case.tokens * shape.hidden_size + rows * shape.hidden_size
+    hidden = 2 * tokens * shape.hidden_size + rows * shape.hidden_size
     return block * (_FP32_BYTES + low_precision) + hidden * case.element_bytes
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 from llama_scale.layout.parameters import Parameter
 from llama_scale.plan.memory import ModelStates, StageMemory, element_bytes, model_states
 from llama_scale.plan.stages import Chunk
 from llama_scale.plan.topology import Topology
+from llama_scale.spec.adapters import mixed_adapters
 from llama_scale.spec.engine import DeepSpeedEngine, Engine
 from llama_scale.spec.precision import Precision
+
+if TYPE_CHECKING:
+    from llama_scale.spec.run import RunSpec
 
 _FP32_BYTES = 4
 
@@ -38,6 +43,20 @@ def stage_extra(extra: Iterable[Parameter], chunks: Iterable[Chunk], *, tp_size:
         if parameter.layer in layers if parameter.place == "layer" else has_head:
             numel[parameter.trainable] += parameter.numel // (1 if parameter.tp_dim is None else tp_size)
     return ExtraNumel(trained=numel[True], constant=numel[False])
+
+
+def first_trained_layer(extra: Iterable[Parameter], num_layers: int) -> int:
+    """Return the first layer that a frozen base's adapters train in; ``num_layers`` if only heads train."""
+    return min((p.layer for p in extra if p.trainable and p.layer is not None), default=num_layers)
+
+
+def mixture_copies(spec: RunSpec) -> int:
+    """Return the rows that a training step makes of one sample in adapted layers (``train/mixture_rows.py``)."""
+    mixture = spec.mixture
+    if mixture is None:
+        return 1
+    adapters = 1 if mixture.objective == "per_task" else len(mixed_adapters(spec.adapters, mixture))
+    return adapters + (mixture.weights == "gate")
 
 
 def with_extra(

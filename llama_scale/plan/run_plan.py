@@ -12,7 +12,7 @@ from llama_scale.errors import Problem, SpecError
 from llama_scale.layout.parameters import Parameter, iter_parameters
 from llama_scale.plan.activations import ActivationCase
 from llama_scale.plan.extensions import extra_parameters
-from llama_scale.plan.extra_memory import stage_extra, with_extra
+from llama_scale.plan.extra_memory import first_trained_layer, mixture_copies, stage_extra, with_extra
 from llama_scale.plan.memory import StageMemory, element_bytes, stage_memory
 from llama_scale.plan.schedule import Schedule, make_schedule
 from llama_scale.plan.stages import Stages, make_stages
@@ -191,6 +191,8 @@ def _memory(
         sequence_parallel=spec.parallel.sequence,
         element_bytes=element_bytes(spec.precision),
         recompute=spec.recompute,
+        first_trained=first_trained_layer(extra, shape.num_layers) if spec.adapters else 0,
+        copies=mixture_copies(spec),
     )
     memory = [
         stage_memory(
