@@ -43,7 +43,7 @@ class TaskTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return token ids, without special tokens."""
-        return self._tokenizer.encode([text])[0]
+        return self._tokenizer.encode_with_offsets(text)[0]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
         """Return token ids and the characters ``[start, end)`` of the text that each stands for."""
