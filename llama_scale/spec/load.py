@@ -20,6 +20,7 @@ from llama_scale.errors import Problem, SpecError
 from llama_scale.spec.base import PathContext
 from llama_scale.spec.compose import ComposeError, compose
 from llama_scale.spec.environment import misplaced_variables
+from llama_scale.spec.launcher_plugin import SECTION, take_out
 from llama_scale.spec.nodes import MappingNode, Node, find_mark
 from llama_scale.spec.overrides import apply_overrides
 from llama_scale.spec.plugin_options import fill_options
@@ -112,9 +113,15 @@ def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Probl
     if not isinstance(data, dict):  # an override replaces single values, never the document
         raise AssertionError(type(data))
     problems = find_secrets(root)
-    spec, structural = check_structure(data, context=context)
+    plugin = take_out(data, context=context)
+    rest = data if plugin is None else plugin.data
+    spec, structural = check_structure(rest, context=context)
     problems += structural
-    sections = dict(spec) if spec is not None else salvage(integral(data), structural, context=context)
+    sections = dict(spec) if spec is not None else salvage(integral(rest), structural, context=context)
+    if plugin is not None:
+        problems += plugin.problems
+        sections.pop(SECTION, None)
+        sections |= {} if plugin.launcher is None else {SECTION: plugin.launcher}
     resolution = resolve(
         sections,
         RunSpec.model_fields,

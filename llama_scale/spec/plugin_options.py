@@ -16,9 +16,12 @@ from pydantic import ValidationError
 
 from llama_scale.errors import PLUGIN_CODE, PluginError, Problem
 from llama_scale.spec.base import PathContext, Section
-from llama_scale.spec.plugins import ADAPTERS, GATES, NOUNS, TASKS, Catalogue, catalogue
+from llama_scale.spec.launcher_plugin import PluginLauncher
+from llama_scale.spec.plugins import ADAPTERS, GATES, LAUNCHERS, NOUNS, TASKS, Catalogue, catalogue
 from llama_scale.spec.structure import integral, show, translate
 from llama_scale.spec.view import Absent
+
+_SECTIONS = ("adapters", "tasks", "mixture", "launcher")
 
 DEFAULT_GATE = "linear"
 """The gate of ``weights: gate`` where none is named."""
@@ -72,7 +75,9 @@ def fill_options(sections: Mapping[str, Any], *, context: PathContext | None = N
         context: Gives paths their meaning.
     """
     values = dict(sections)
-    mentions = [mention for section in ("adapters", "tasks", "mixture") for mention in _mentions(values, section)]
+    mentions = [
+        mention for section in ("adapters", "tasks", "mixture", "launcher") for mention in _mentions(values, section)
+    ]
     if not mentions:
         return Filled(sections=values, uses=(), problems=())
     installed = catalogue()
@@ -103,6 +108,17 @@ def _mentions(sections: Mapping[str, Any], section: str) -> Iterator[_Mention]:
                     options_key="options",
                     options=item.options,
                 )
+    elif section == "launcher":
+        launcher = sections.get(section)
+        if isinstance(launcher, PluginLauncher):
+            yield _Mention(
+                group=LAUNCHERS,
+                path=(section,),
+                kind_key="kind",
+                kind=launcher.kind,
+                options_key="options",
+                options=launcher.options,
+            )
     elif (mixture := sections.get(section)) is not None:
         with suppress(Absent):
             if mixture.weights == "gate":
@@ -177,7 +193,7 @@ def plugin_problem(path: tuple[str | int, ...], what: str, error: Exception) -> 
 def _put(sections: dict[str, Any], mention: _Mention, options: dict[str, Any]) -> None:
     update = {mention.kind_key: mention.kind, mention.options_key: options}
     section = str(mention.path[0])
-    if section == "mixture":
+    if len(mention.path) == 1:
         sections[section] = sections[section].model_copy(update=update)
         return
     items = list(sections[section])

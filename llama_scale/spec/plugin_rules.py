@@ -12,7 +12,7 @@ from llama_scale.spec.added import Added, AddedError, added_by
 from llama_scale.spec.model import ModelShape
 from llama_scale.spec.nearby import divisors, either
 from llama_scale.spec.plugin_options import Use, plugin_problem
-from llama_scale.spec.plugins import ADAPTERS, GATES, TASKS
+from llama_scale.spec.plugins import ADAPTERS, GATES, LAUNCHERS, TASKS
 from llama_scale.spec.view import Absent
 
 
@@ -34,7 +34,7 @@ def _collect(found: Iterator[Problem]) -> Iterator[Problem]:
 
 
 def _fits(view: Any, use: Use) -> Iterator[Problem]:
-    if use.options is None:
+    if use.options is None or use.group == LAUNCHERS:
         return
     shape = ModelShape.model_construct(**{key: getattr(view.model, key) for key in ModelShape.model_fields})
     try:

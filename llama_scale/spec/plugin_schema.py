@@ -8,8 +8,9 @@ from typing import Any
 
 from llama_scale.errors import PluginError
 from llama_scale.spec.json_schema import portable, spec_schema
+from llama_scale.spec.launcher_plugin import BUILT_IN, SECTION, PluginLauncher
 from llama_scale.spec.plugin_options import DEFAULT_GATE
-from llama_scale.spec.plugins import ADAPTERS, GATES, NOUNS, OWN_DISTRIBUTION, TASKS, Catalogue, catalogue
+from llama_scale.spec.plugins import ADAPTERS, GATES, LAUNCHERS, NOUNS, OWN_DISTRIBUTION, TASKS, Catalogue, catalogue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ def _options(
     installed: Catalogue, built_in_only: bool, left_out: list[str]
 ) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Yield group, name and schema of the options of each plugin."""
-    for group in _PLACES:
+    for group in (*_PLACES, LAUNCHERS):
         for name in installed.names(group):
             owners = installed.owners(group, name)
             if built_in_only and {owner.distribution for owner in owners} != {OWN_DISTRIBUTION}:
@@ -75,7 +76,23 @@ def with_options(schema: dict[str, Any], options: Sequence[tuple[str, str, Mappi
         base["properties"] = dict(base["properties"])
         base["properties"][place.kind] = _suggesting(base["properties"][place.kind], [name for name, _ in mine])
         definitions[place.definition] = {**base, "allOf": branches}
-    return {**schema, "$defs": definitions}
+    launchers = [(name, form) for group, name, form in options if group == LAUNCHERS and name not in BUILT_IN]
+    properties = dict(schema["properties"])
+    if launchers:
+        section = dict(properties[SECTION])
+        for name, form in launchers:
+            key = f"launcher-{name}"
+            definitions |= _definitions(f"{key}-options", form) | {key: _launcher(name, f"{key}-options")}
+            section["oneOf"] = [*section["oneOf"], {"$ref": f"#/$defs/{key}"}]
+        section.pop("discriminator")  # it lists the built-in kinds
+        properties[SECTION] = section
+    return {**schema, "properties": properties, "$defs": definitions}
+
+
+def _launcher(name: str, options: str) -> dict[str, Any]:
+    form = portable(PluginLauncher.model_json_schema(by_alias=True, mode="validation"))
+    properties = {**form["properties"], "kind": {"const": name}, "options": {"$ref": f"#/$defs/{options}"}}
+    return {**form, "properties": properties}
 
 
 def _branch(place: _Place, name: str, key: str, *, default: bool) -> dict[str, Any]:

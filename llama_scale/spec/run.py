@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from llama_scale.spec.adapters import Adapter, Mixture, Task
 from llama_scale.spec.base import Name, NonNegativeInt, Section
@@ -46,7 +46,8 @@ class RunSpec(Section):
     validation: Validation | None = Field(None, description="Validation loss during training.")
     restart: Restart = Field(Restart(), description="Restarts from the newest checkpoint when a rank fails.")
     cluster: Cluster = Field(Cluster(), description="The machines.")
-    launcher: Launcher = Field(LocalLauncher(kind="local"), description="How processes are started.")
+    # The section of a plugin's launcher is no member of the union; it is written out as what it is.
+    launcher: SerializeAsAny[Launcher] = Field(LocalLauncher(kind="local"), description="How processes are started.")
     tracking: Tracking = Field(Tracking(), description="Where metrics go.")
     adapters: tuple[Adapter, ...] = Field((), description="Adapters on the shared base.")
     tasks: tuple[Task, ...] = Field((), description="Tasks with their heads and data.")

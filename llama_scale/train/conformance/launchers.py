@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llama_scale.extensions import discover
 from llama_scale.extensions.conformance import CheckRequest
-from llama_scale.spec.load import dump_spec
+from llama_scale.plan.run_plan import make_plan
+from llama_scale.spec.launcher_plugin import BUILT_IN
+from llama_scale.spec.load import check_text, dump_spec
+from llama_scale.spec.run import RunSpec
 from llama_scale.train.conformance import light
 from llama_scale.train.conformance.report import Failed, Report
 from llama_scale.train.conformance.tiny import Tiny
@@ -34,8 +38,8 @@ def _load(descriptor: Any) -> Any:
 
 def _bundle(launcher: Any, request: CheckRequest) -> str:
     """The bundle is text, the same each time, and holds the spec and the plan."""
-    tiny = Tiny(tp=2, sections={"launcher": {"kind": request.name, **request.options}})
-    spec, plan = tiny.spec(), tiny.plan()
+    spec = _spec(request)
+    plan = make_plan(spec)
     render = partial(launcher.render, spec, plan, python="/usr/bin/python3")
     first, second = render(), render()
     if first.files != second.files:
@@ -46,3 +50,14 @@ def _bundle(launcher: Any, request: CheckRequest) -> str:
     if first.files["spec.yaml"] != dump_spec(spec) or first.files["plan.json"] != plan.to_json():
         raise Failed("spec.yaml and plan.json are not those of the run")
     return ", ".join(sorted(first.files))
+
+
+def _spec(request: CheckRequest) -> RunSpec:
+    """Return a spec with this launcher, read as a file is."""
+    document = Tiny(tp=2).spec().model_dump(mode="json", by_alias=True)
+    own = dict(request.options) if request.name in BUILT_IN else {"options": dict(request.options)}
+    document["launcher"] = {"kind": request.name, **own}
+    loaded = check_text(json.dumps(document), name="spec", folder=str(Path.cwd()))
+    if loaded.spec is None:
+        raise Failed("; ".join(f"{problem.dotted}: {problem.message}" for problem in loaded.problems))
+    return loaded.spec
