@@ -120,7 +120,7 @@ def stage_shards(
     shared = shape.tie_word_embeddings and len(stages) > 1
     buckets: list[Bucket] = []
     for virtual_rank in range(len(stages[pp_rank])):
-        mine = _buffer_order([p for p in parameters if p.virtual_rank == virtual_rank])
+        mine = module_order([p for p in parameters if p.virtual_rank == virtual_rank])[::-1]
         # Megatron-Core splits only the first chunk of the first stage: elsewhere reduction is off the critical path.
         split = overlap_grad_reduce and pp_rank == 0 and virtual_rank == 0
         buckets += fill_buckets(
@@ -133,13 +133,13 @@ def stage_shards(
     return Shards(numels=divide(buckets, dp_size=dp_size), padding=sum(b.numel for b in buckets) - real)
 
 
-def _buffer_order(parameters: Sequence[RankParameter]) -> list[RankParameter]:
-    """Return a chunk's parameters in reverse of the modules' order, in which the projection is before QKV."""
+def module_order(parameters: Sequence[RankParameter]) -> list[RankParameter]:
+    """Return a chunk's parameters in the order of the modules, in which the projection is before QKV."""
     modules = list(parameters)
     for index, parameter in enumerate(modules[:-1]):
         if parameter.name.endswith(_QKV) and modules[index + 1].name.endswith(_PROJECTION):
             modules[index], modules[index + 1] = modules[index + 1], parameter
-    return modules[::-1]
+    return modules
 
 
 def _round_up(value: int, multiple: int) -> int:

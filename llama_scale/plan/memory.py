@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from llama_scale.layout.parameters import layer_parameters
 from llama_scale.plan.activations import ActivationCase, logits_bytes, stage_activation_bytes
 from llama_scale.plan.buckets import Shards, stage_shards
-from llama_scale.plan.parameters import stage_numel
+from llama_scale.plan.parameters import stage_numel, stage_parameters
 from llama_scale.plan.stages import Stages
 from llama_scale.plan.topology import Topology
+from llama_scale.plan.zero_shards import ZeroShards, zero_shards
 from llama_scale.spec.engine import DdpEngine, DeepSpeedEngine, Engine, MegatronEngine
 from llama_scale.spec.precision import Precision
 
@@ -88,6 +89,7 @@ def model_states(
     pp_size: int,
     layer_numel: int = 0,
     shards: Shards | None = None,
+    zero: ZeroShards | None = None,
 ) -> ModelStates:
     """Return the model states of a rank that holds ``numel`` parameter elements.
 
@@ -99,6 +101,7 @@ def model_states(
         pp_size: Pipeline stages; DeepSpeed's pipeline engine always runs ZeRO-1.
         layer_numel: Elements of one layer on a rank, for ZeRO-3's gathered weights.
         shards: How the distributed optimizer divides the elements, for the rank that has most; equally if not given.
+        zero: How ZeRO divides them; equally and without padding if not given.
     """
     weight, gradient = element_bytes(precision), gradient_bytes(precision)
     master = _FP32_BYTES if weight != _FP32_BYTES else 0
@@ -128,16 +131,20 @@ def model_states(
             buffers=0,
             host=0,
         )
-    return _zero_states(
-        numel, engine=engine, precision=precision, share=share, pp_size=pp_size, layer_numel=layer_numel
-    )
+    zero = zero or ZeroShards(whole=numel, share=share, touched=share)
+    return _zero_states(numel, engine=engine, precision=precision, zero=zero, pp_size=pp_size, layer_numel=layer_numel)
+
+
+def zero_stage(engine: DeepSpeedEngine, *, pp_size: int) -> int:
+    """Return the ZeRO stage that runs: DeepSpeed's pipeline engine always divides the optimizer."""
+    return max(engine.zero, 1) if pp_size > 1 else engine.zero
 
 
 def _zero_states(
-    numel: int, *, engine: DeepSpeedEngine, precision: Precision, share: int, pp_size: int, layer_numel: int
+    numel: int, *, engine: DeepSpeedEngine, precision: Precision, zero: ZeroShards, pp_size: int, layer_numel: int
 ) -> ModelStates:
     weight, gradient = element_bytes(precision), gradient_bytes(precision)
-    stage = max(engine.zero, 1) if pp_size > 1 else engine.zero
+    stage, share = zero_stage(engine, pp_size=pp_size), zero.share
     if stage == 0:
         master = _FP32_BYTES if weight != _FP32_BYTES else 0
         return ModelStates(
@@ -151,8 +158,12 @@ def _zero_states(
     # ZeRO keeps an fp32 partition to update for fp32 weights too (stage_1_and_2.py, stage3.py: `.clone().float()`).
     masters, moments = _FP32_BYTES * share, _MOMENTS_BYTES * share
     weights = weight * (share if stage == 3 else numel)
+    # Between micro-batches, gradients of the weights' format are the parameters' own, whole; wider ones are in flat fp32
+    # buffers, padded.
+    flat = gradient != weight
+    gradients = {1: zero.whole if flat else numel, 2: share if flat else zero.touched, 3: share}[stage]
     buckets = min(engine.bucket_elements, numel) * gradient * (2 if engine.overlap_comm else 1)
-    gathered = min(_LIVE_ZERO3_LAYERS * layer_numel, numel) * weight if stage == 3 else 0
+    gathered = (min(_LIVE_ZERO3_LAYERS * layer_numel, numel) + zero.kept) * weight if stage == 3 else 0
     host = 0
     if engine.offload_optimizer is not None:
         host += masters + moments
@@ -162,7 +173,7 @@ def _zero_states(
         weights = 0
     return ModelStates(
         weights=weights,
-        gradients=gradient * (share if stage >= 2 else numel),
+        gradients=gradient * gradients,
         masters=masters,
         moments=moments,
         buffers=buckets + gathered,
@@ -195,6 +206,16 @@ def stage_memory(
             vocab_pad_multiple=vocab_pad_multiple,
             overlap_grad_reduce=engine.overlap_grad_reduce,
         )
+    zero = None
+    if isinstance(engine, DeepSpeedEngine) and (stage := zero_stage(engine, pp_size=topology.pp_size)):
+        zero = zero_shards(
+            stage_parameters(
+                case.shape, stages, pp_rank=pp_rank, tp_size=tp_size, vocab_pad_multiple=vocab_pad_multiple
+            ),
+            stage=stage,
+            dp_size=topology.dp_size,
+            persistence=engine.persistence_elements,
+        )
     states = model_states(
         numel,
         engine=engine,
@@ -203,6 +224,7 @@ def stage_memory(
         pp_size=topology.pp_size,
         layer_numel=sum(p.numel // (1 if p.tp_dim is None else tp_size) for p in layer_parameters(case.shape, 0)),
         shards=shards,
+        zero=zero,
     )
     activations = stage_activation_bytes(case, stages, pp_rank=pp_rank, micro_batches=micro_batches)
     has_head = any(chunk.has_head for chunk in stages[pp_rank])
