@@ -48,7 +48,11 @@ class ChatTemplate:
         tokens = {name: _token(self._settings.get(name)) for name in _SPECIAL if self._settings.get(name)}
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **tokens
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **tokens,
             )
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages)

@@ -75,11 +75,11 @@ def sections(folder: Path, *names: str) -> dict[str, Any]:
     }
 
 
-def task_case(folder: Path, *names: str, **fields: Any) -> Case:
-    """Return a case that trains on tasks; two rows a micro-batch slot over all replicas."""
+def task_case(folder: Path, *names: str, slot: int = 2, **fields: Any) -> Case:
+    """Return a case that trains on tasks, with ``slot`` rows a micro-batch slot over all replicas."""
     dp = fields.get("dp", 1)
     shape = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, **fields.pop("shape", {})}
-    more = {"global_batch": 12, "micro": 2 // dp, "seq_length": SEQ, "shape": shape, **fields}
+    more = {"global_batch": 12, "micro": slot // dp, "seq_length": SEQ, "shape": shape, **fields}
     return Case(**more, sections=sections(folder, *(names or ("sum", "qa", "search"))))
 
 

@@ -29,8 +29,8 @@ ADAPTERS = tuple(
 
 
 @functools.cache
-def _reference(folder: Path, adapters: bool) -> Any:
-    case = task_case(folder, adapters=ADAPTERS if adapters else ())
+def _reference(folder: Path, adapters: bool, slot: int = 2) -> Any:
+    case = task_case(folder, adapters=ADAPTERS if adapters else (), slot=slot)
     [found] = run_ranks(1, train_tasks, case, folder / "run")
     return found
 
@@ -72,6 +72,13 @@ def test_tasks_train_as_in_one_process(name: str, folder: Path, tmp_path_factory
 
     assert expected["losses"][0].keys() == {"sum", "qa", "search"}
     check(task_case(folder, **LAYOUTS[name]), expected, tmp_path_factory.mktemp("run"))
+
+
+@pytest.mark.engines
+def test_replicas_without_rows_of_a_task_take_part(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    # 4 rows of each task in slots of 3: in two of the slots the replicas' rows are of different tasks.
+    case = task_case(folder, dp=3, slot=3, overlap_grad_reduce=True, distributed_optimizer=True)
+    check(case, _reference(folder, False, 3), tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.engines
