@@ -158,8 +158,8 @@ def _zero_states(
     # ZeRO keeps an fp32 partition to update for fp32 weights too (stage_1_and_2.py, stage3.py: `.clone().float()`).
     masters, moments = _FP32_BYTES * share, _MOMENTS_BYTES * share
     weights = weight * (share if stage == 3 else numel)
-    # Between micro-batches, gradients of the weights' format are the parameters' own, whole; wider ones are in flat fp32
-    # buffers, padded.
+    # Between micro-batches, gradients of the weights' format are the parameters' own, whole; wider ones are in flat
+    # fp32 buffers, padded.
     flat = gradient != weight
     gradients = {1: zero.whole if flat else numel, 2: share if flat else zero.touched, 3: share}[stage]
     buckets = min(engine.bucket_elements, numel) * gradient * (2 if engine.overlap_comm else 1)
