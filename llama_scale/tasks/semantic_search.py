@@ -11,9 +11,10 @@ from pydantic import Field
 
 from llama_scale.data.examples import check_example, read_examples
 from llama_scale.errors import DataError
-from llama_scale.extensions.api import TaskDescriptor
+from llama_scale.extensions.api import ExtraParameter, TaskDescriptor
 from llama_scale.extensions.examples import Column, Example, FileTaskOptions
 from llama_scale.spec.base import NonNegativeInt, PathStr, PositiveFloat, PositiveInt
+from llama_scale.spec.model import ModelShape
 from llama_scale.tasks.prompted import FieldName
 from llama_scale.tasks.samples import QUERIES
 
@@ -143,12 +144,24 @@ def read_corpus(path: str, id_field: str, text_field: str) -> Mapping[str, str]:
     return documents
 
 
+def _parameters(options: SemanticSearchOptions, shape: ModelShape) -> tuple[ExtraParameter, ...]:
+    """Return nothing: an embedding is a pooled hidden state; but its leading dimensions must exist."""
+    for size in options.matryoshka:
+        if size >= shape.hidden_size:
+            raise ValueError(
+                f"matryoshka={list(options.matryoshka)} names {size} dimensions, and embeddings have hidden_size="
+                f"{shape.hidden_size}, which is trained in any case; use smaller ones"
+            )
+    return ()
+
+
 DESCRIPTOR = TaskDescriptor(
     name="semantic_search",
     options=SemanticSearchOptions,
     implementation="llama_scale.tasks.semantic_search_module:SemanticSearch",
     summary="Embeddings for search by InfoNCE; recall@k, MRR, nDCG@10.",
     head="own",
+    parameters=_parameters,
     files=SemanticSearchOptions.files,
     sample=QUERIES,
     unmixable="it embeds texts, and vectors are no distributions that could be mixed",
