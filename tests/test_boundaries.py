@@ -163,6 +163,8 @@ _NO_TORCH = HEAVY - {"numpy"}
         (["runs", "--runs-dir", "EMPTY"], _FAST),
         (["status", "--help"], _FAST),
         (["resume", "--help"], _FAST),
+        (["plugins", "list"], HEAVY),
+        (["schema"], HEAVY),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llama_scale.extensions.api import ADAPTERS, GROUPS, LAUNCHERS
+from llama_scale.extensions.api import ADAPTERS, GROUPS
 from tests.distributions import DESCRIPTOR, install
 from tests.live_runs import environment
 
@@ -31,7 +31,7 @@ def test_built_ins_are_listed_ok(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     plugins = [p for p in json.loads(done.stdout) if p["distribution"] == "llama-scale"]
     assert {p["group"] for p in plugins} == set(GROUPS)
-    assert {(p["state"], p["reason"]) for p in plugins if p["group"] != LAUNCHERS} == {("ok", "")}
+    assert {(p["state"], p["reason"]) for p in plugins} == {("ok", "")}
     assert all(p["version"] and p["summary"] and p["target"] for p in plugins)
 
 

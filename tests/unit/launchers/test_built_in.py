@@ -22,7 +22,7 @@ def test_every_launcher_is_the_one_of_its_section() -> None:
 
 def test_the_named_launcher_is_loaded() -> None:
     assert isinstance(load_launcher("local"), LocalLauncher)
-    for name in ("ssh", "deepspeed", "slurm"):
+    for name in ("ssh", "deepspeed", "slurm", "mpi", "kubernetes"):
         assert callable(load_launcher(name).render)
     with pytest.raises(PluginError, match=r"no launcher is called 'locl'; did you mean 'local'\?"):
         load_launcher("locl")
