@@ -107,10 +107,12 @@ class LayerAdapter(nn.Module):
         super().__init__()
         self.options = options
         self.context = context
+        self.bound: dict[str, torch.Tensor] = {}
+        """What stands for parameters in a training pass, so that their gradients arrive together."""
 
-    def weight(self, name: str) -> nn.Parameter:
-        """Return this rank's part of a parameter."""
-        return attached(self, name)
+    def weight(self, name: str) -> torch.Tensor:
+        """Return this rank's part of a parameter; always read through this, never kept from call to call."""
+        return self.bound[name] if name in self.bound else attached(self, name)
 
     def outputs(self) -> frozenset[str]:
         """Return the targets of LINEARS whose output ``output`` changes."""

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from llama_scale.extensions.examples import Example, FileTaskOptions, SplitName, read_split
 
@@ -110,7 +109,7 @@ class TaskRows:
 class HeadContext(Protocol):
     """What surrounds a head on the last stage."""
 
-    parameters: Mapping[str, nn.Parameter]
+    parameters: Mapping[str, torch.Tensor]
     """The head's own parameters (whole on every rank unless the descriptor cuts them), fp32."""
 
     def gather_replicas(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,11 @@ Shape letters: S sequence, B rows of the micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 if TYPE_CHECKING:
     from llama_scale.extensions.adapter import LayerAdapter
@@ -23,10 +22,35 @@ if TYPE_CHECKING:
 def linked(hidden: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     """Return ``hidden`` as if it depended on ``others`` too: their gradients are zeros.
 
-    So every trainable parameter gets a gradient in every micro-batch, whoever's rows are in it, and a pipeline's
-    backward pass crosses layers in which nothing trains without computing them.
+    So a pipeline's backward pass crosses layers in which nothing trains without computing them.
     """
     return _Linked.apply(hidden, *others)
+
+
+def bound(hidden: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return ``hidden`` and stand-ins for parameters, whose gradients then arrive all at once and in this order.
+
+    Every parameter gets one in every micro-batch, zeros if its stand-in is not used. So all replicas see the same
+    gradients in the same order, whoever's rows they have: DeepSpeed fills the buckets that it sums over the replicas as
+    gradients arrive, and would add one parameter's to another's.
+    """
+    return _Bound.apply(hidden, *parameters)
+
+
+class _Bound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *tensors):
+        return tuple(_alias(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        # Those of unused outputs are zeros already.
+        return grads
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    # Not a view: Megatron-Core frees what was sent to the next stage, which a view would not allow.
+    return tensor.new_empty(0).set_(tensor.detach())
 
 
 class _Linked(torch.autograd.Function):
@@ -34,8 +58,7 @@ class _Linked(torch.autograd.Function):
     def forward(ctx, hidden, *others):
         # Saving them would keep the activations alive that the linked-over layers need not keep.
         ctx.kinds = [(other.shape, other.dtype, other.device) for other in others]
-        # Not a view: Megatron-Core frees what was sent to the next stage, which a view would not allow.
-        return hidden.new_empty(0).set_(hidden.detach())
+        return _alias(hidden)
 
     @staticmethod
     def backward(ctx, grad):
@@ -100,12 +123,23 @@ class LayerHooks:
         """Say whose rows the following calls are about."""
         self._rows = tuple(rows)
 
-    def unused(self) -> Iterator[nn.Parameter]:
-        """Yield the trainable parameters of adapters that have no rows now."""
-        present = {rows.adapter for rows in self._rows}
-        for number, adapter in self._adapters.items():
-            if number not in present:
-                yield from (p for p in adapter.parameters() if p.requires_grad)
+    def bind(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Let the adapters use stand-ins for what trains until ``release``; see ``bound``."""
+        places = [
+            (adapter, name, parameter)
+            for adapter in self._adapters.values()
+            for name, parameter in adapter.named_parameters()
+            if parameter.requires_grad
+        ]
+        hidden, *stand_ins = bound(hidden, *(parameter for _, _, parameter in places))
+        for (adapter, name, _), stand_in in zip(places, stand_ins, strict=True):
+            adapter.bound[name] = stand_in
+        return hidden
+
+    def release(self) -> None:
+        """Undo ``bind``."""
+        for adapter in self._adapters.values():
+            adapter.bound.clear()
 
     def changes_outputs(self, *targets: str) -> bool:
         """Tell whether an output of these linear layers is changed for any row."""

@@ -99,12 +99,12 @@ class LlamaSelfAttention(SelfAttention):
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
+        # With prefixes it runs for each group of rows, and ZeRO 3 wants all replicas to call the same modules.
+        attend = self.core_attention if self.hooks is None else self.core_attention.forward
         if self.checkpoint_core_attention and self.training:
             # There is no dropout, so no random state to keep.
-            return checkpoint(
-                self.core_attention, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False
-            )
-        return self.core_attention(query, key, value, attention_mask)
+            return checkpoint(attend, query, key, value, attention_mask, use_reentrant=False, preserve_rng_state=False)
+        return attend(query, key, value, attention_mask)
 
     def _attend_with_prefixes(
         self,

@@ -80,13 +80,7 @@ class DeepSpeedEngine:
             mpu=None if self._pipeline else _ParallelState(),
         )
         if self.stage == 3:
-            # The loss multiplies by the output layer's matrix itself, outside of the layer's forward.
-            deepspeed.zero.register_external_parameter(self.chunks[0], _head(self.chunks[0]))
-            for _, layer in named_layers(self.chunks):
-                if layer.hooks is not None:
-                    # Adapters are not called as modules, and may read the base's matrices beside their own.
-                    for parameter in layer.parameters():
-                        deepspeed.zero.register_external_parameter(layer, parameter)
+            _gather_with_owner(self.chunks[0])
         state.prepare(self._engine.optimizer, stage=self.stage)
 
     def train_step(self, batch: MicroBatches, lr: float) -> StepResult:
@@ -203,6 +197,21 @@ class DeepSpeedEngine:
     def _mean(self, total: torch.Tensor, count: int) -> float:
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
         return float(total) / max(1, count)
+
+
+def _gather_with_owner(chunk: Any) -> None:
+    """Let ZeRO 3 gather with a module what the module uses without calling the one that holds it.
+
+    The loss multiplies by the output layer's matrix itself. Adapters and task heads are not called as modules, and
+    adapters may read the base's matrices beside their own parameters.
+    """
+    ends = [chunk._modules[name] for name in ("heads", "mixture") if name in chunk._modules]
+    for parameter in (_head(chunk), *(p for end in ends for p in end.parameters())):
+        deepspeed.zero.register_external_parameter(chunk, parameter)
+    for _, layer in named_layers([chunk]):
+        if layer.hooks is not None:
+            for parameter in layer.parameters():
+                deepspeed.zero.register_external_parameter(layer, parameter)
 
 
 def _head(chunk: Any) -> nn.Parameter:

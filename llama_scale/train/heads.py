@@ -15,7 +15,7 @@ from torch import nn
 
 from llama_scale.extensions.task import TaskRows
 from llama_scale.layout.parameters import head_parameter
-from llama_scale.train.adapting import linked
+from llama_scale.train.adapting import bound, linked
 from llama_scale.train.statistics import TASK
 from llama_scale.train.versions import parallel_state, tensor_parallel
 
@@ -61,26 +61,35 @@ class TaskHeads:
             routes: Whose rows they are; start and stop count in ``hidden`` and in ``batch`` alike.
         """
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        waiting = set(self._tasks)
+        hidden, heads = self._bound(hidden)
         spoke = False
         for route in routes:
             rows = hidden[:, route.start : route.stop]
             weights = batch["loss_mask"][route.start : route.stop]
             if route.task is not None and self._tasks[route.task].head == "own":
-                part = self._own_loss(rows, batch, route)
-                waiting.discard(route.task)
+                part = self._own_loss(rows, batch, route, heads[route.task])
             else:
                 part = self._model.language_loss(rows, batch["labels"][route.start : route.stop], weights)
                 spoke = True
             if route.task is not None and self._model.training:
                 self._model.statistics.add(TASK + route.task, part, weights.sum())
             total = total + part
-        unused = [parameter for task in self._tasks if task in waiting for parameter in self._parameters(task).values()]
-        if not spoke:
-            unused.append(self._model.head_weight())
-        return linked(total, *(parameter for parameter in unused if parameter.requires_grad))
+        unspoken = self._model.head_weight()
+        return total if spoke or not unspoken.requires_grad else linked(total, unspoken)
 
-    def _own_loss(self, hidden: torch.Tensor, batch: MicroBatch, route: Route) -> torch.Tensor:
+    def _bound(self, hidden: torch.Tensor) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
+        """Return stand-ins for the heads' parameters by task and name, see ``adapting.bound``."""
+        heads = {task: dict[str, torch.Tensor](self._parameters(task)) for task in self._tasks}
+        places = [(task, name) for task, named in heads.items() for name, p in named.items() if p.requires_grad]
+        if places and torch.is_grad_enabled():
+            hidden, *stand_ins = bound(hidden, *(heads[task][name] for task, name in places))
+            for (task, name), stand_in in zip(places, stand_ins, strict=True):
+                heads[task][name] = stand_in
+        return hidden, heads
+
+    def _own_loss(
+        self, hidden: torch.Tensor, batch: MicroBatch, route: Route, head: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         assert route.task is not None
         rows = slice(route.start, route.stop)
         extra = batch.get("extra", {}).get(route.task, {})
@@ -90,7 +99,7 @@ class TaskHeads:
             documents=batch["documents"][rows],
             extra={name: values.to(hidden.device) for name, values in extra.items()},
         )
-        context = _Context(self._parameters(route.task), route.pool)
+        context = _Context(head, route.pool)
         whole = self._whole_sequence(hidden)
         return self._tasks[route.task].task.loss(whole, found, context).float()
 
@@ -109,7 +118,7 @@ class TaskHeads:
 class _Context:
     """Implements ``extensions.task.HeadContext`` over the data parallel group."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], pool: tuple[int, ...]) -> None:
+    def __init__(self, parameters: Mapping[str, torch.Tensor], pool: tuple[int, ...]) -> None:
         self.parameters = parameters
         self._pool = pool
         self._rank = parallel_state.get_data_parallel_rank() if len(pool) > 1 else 0

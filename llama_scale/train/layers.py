@@ -68,12 +68,16 @@ class LlamaLayer(TransformerLayer):
             with torch.no_grad():
                 output, _ = super().forward(hidden_states, **rest)
             return linked(output, hidden_states) if hidden_states.requires_grad else output, context
-        if rows and self.hooks is not None:
-            self.hooks.select(rows)
-            unused = tuple(self.hooks.unused())
-            if unused and torch.is_grad_enabled():
-                hidden_states = linked(hidden_states, *unused)
-        output, _ = super().forward(hidden_states, **rest)
+        if not rows or self.hooks is None:
+            output, _ = super().forward(hidden_states, **rest)
+            return output, context
+        self.hooks.select(rows)
+        if torch.is_grad_enabled():
+            hidden_states = self.hooks.bind(hidden_states)
+        try:
+            output, _ = super().forward(hidden_states, **rest)
+        finally:
+            self.hooks.release()
         return output, context
 
 

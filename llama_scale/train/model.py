@@ -115,9 +115,11 @@ class LlamaModel(GPTModel):
         """Return the summed loss of rows that each go through one adapter, or none."""
         if self.task_heads is not None:
             return self.task_heads.loss(hidden, batch, routes)
+        # Who went which way does not matter any more: rows that follow each other are one product.
+        starts = [r.start for i, r in enumerate(routes) if i == 0 or routes[i - 1].stop != r.start]
+        stops = [r.stop for i, r in enumerate(routes) if i == len(routes) - 1 or routes[i + 1].start != r.stop]
         parts = []
-        for route in routes:
-            rows = slice(route.start, route.stop)
+        for rows in map(slice, starts, stops):
             parts.append(self.language_loss(hidden[:, rows], batch["labels"][rows], batch["loss_mask"][rows]))
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
@@ -195,13 +197,16 @@ class LlamaModel(GPTModel):
 
     def head_weight(self) -> torch.Tensor:
         """Return the output layer's matrix ``[padded V, H]``: its own, or the embedding's when tied."""
-        # The layer itself is never called (the loss is fused with it), so what waits for its weight to be gathered
-        # before a call has to be called by hand.
-        for hook in self.output_layer._forward_pre_hooks.values():
-            hook(self.output_layer, ())
         if self.share_embeddings_and_output_weights:
-            return self.shared_embedding_or_output_weight()
-        return self.output_layer.weight
+            weight = self.shared_embedding_or_output_weight()
+        else:
+            weight = self.output_layer.weight
+        if not hasattr(weight, "ds_id"):  # ZeRO 3 gathers it with the chunk, see DeepSpeedEngine
+            # The layer itself is never called (the loss is fused with it), so what waits for its weight to be gathered
+            # before a call has to be called by hand.
+            for hook in self.output_layer._forward_pre_hooks.values():
+                hook(self.output_layer, ())
+        return weight
 
     def gather_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Join the ranks' parts ``[B, S, V]`` into logits of the whole vocabulary, equal on all tensor ranks."""

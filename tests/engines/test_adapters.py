@@ -171,7 +171,9 @@ MORE = {
     "several-sequence-recompute": lora_case(
         tp=2, sequence=True, adapters=SEVERAL, recompute={"kind": "full", "method": "uniform", "layers": 2}
     ),
-    "several-zero2": lora_case(dp=2, micro=4, adapters=SEVERAL, engine=deepspeed(2)),
+    "several-zero2": lora_case(dp=2, micro=2, adapters=SEVERAL, engine=deepspeed(2)),
+    "several-zero1-pp2": lora_case(pp=2, dp=2, adapters=SEVERAL, engine=deepspeed(1)),
+    "several-ddp": lora_case(dp=2, micro=2, adapters=SEVERAL, engine={"kind": "ddp"}),
     "several-zero3": lora_case(dp=2, micro=2, adapters=SEVERAL, engine=deepspeed(3)),
     "several-interleaved-overlap": lora_case(
         pp=2,
