@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama_scale.checkpoint.manifest import load_manifest, verify_files
+from llama_scale.checkpoint.manifest import MANIFEST, load_manifest, verify_files
 from llama_scale.errors import CheckpointError, DataError, LaunchError
 from llama_scale.runs.task_files import task_faults
 from llama_scale.spec.model import InlineModel
@@ -147,7 +147,10 @@ def _warm_start(spec: RunSpec) -> Iterator[str]:
     except CheckpointError as error:
         yield f"model.init_from: {error}"
         return
-    if manifest.base is not None:
+    if manifest.base is not None and spec.adapters:
+        if manifest.base.path is not None and not (Path(manifest.base.path) / MANIFEST).is_file():
+            yield f"model.init_from: {folder} holds adapters, and their base {manifest.base.path} is not there"
+    elif manifest.base is not None:
         yield (
             f"model.init_from: {folder} holds only what was trained on a frozen base "
             f"({manifest.base.path or 'drawn from a seed'}); name that base, or merge them first: llama-scale convert "

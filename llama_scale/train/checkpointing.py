@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_scale.checkpoint.manifest import checkpoint_name, newest_complete
+from llama_scale.checkpoint.manifest import checkpoint_name, load_manifest, newest_complete
 from llama_scale.checkpoint.retention import clean_unfinished, temporary_folder
 from llama_scale.errors import CheckpointError
 from llama_scale.train.engine import Engine, LocalPiece
@@ -156,7 +156,33 @@ class Checkpointer:
         Raises:
             CheckpointError: It is damaged, incomplete or of another model.
         """
-        restore(Path(folder), engine, spec=self._spec, plan=self._plan, ranks=self._ranks, optimizer=False)
+        restore(
+            Path(folder),
+            engine,
+            spec=self._spec,
+            plan=self._plan,
+            ranks=self._ranks,
+            optimizer=False,
+            base=self._base,
+        )
+
+    def warm_start(self, engine: Engine) -> bool:
+        """Start from ``model.init_from``: a whole model, or adapters whose base ``resume`` has loaded.
+
+        Returns:
+            Whether there was anything to load.
+
+        Raises:
+            CheckpointError: See ``init_from``.
+        """
+        folder = self._spec.model.init_from
+        if folder is None:
+            return False
+        adapters = self._ranks.from_first(lambda: load_manifest(Path(folder)).base is not None)
+        if self._plan.base_trainable or adapters:
+            self.init_from(engine, Path(folder))
+            return True
+        return False  # a frozen base is there already
 
     def close(self) -> bool:
         """Wait for the save in the background and give the process group back; False if that save failed."""

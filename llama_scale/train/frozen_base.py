@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from llama_scale.spec.run import RunSpec
 
 
+_NEW = "not in the checkpoint"
+
+
 def base_record(spec: RunSpec, plan: RunPlan) -> BaseRecord | None:
     """Describe the base that a run's checkpoints do not hold; None if they do.
 
@@ -26,12 +29,23 @@ def base_record(spec: RunSpec, plan: RunPlan) -> BaseRecord | None:
     if spec.model.init_from is None:
         return BaseRecord(kind="seed", seed=spec.seed, init_std=spec.model.init_std, dtype=dtype)
     manifest = load_manifest(Path(spec.model.init_from))
+    if manifest.base is not None:  # adapters to go on from: their base is this run's
+        return _base_of_adapters(manifest.base, spec, dtype=dtype)
     return BaseRecord(
         kind="checkpoint",
         path=str(Path(spec.model.init_from).absolute()),
         parameter_digest=manifest.parameter_digest,
         dtype=dtype,
     )
+
+
+def _base_of_adapters(record: BaseRecord, spec: RunSpec, *, dtype: str) -> BaseRecord:
+    if record.kind == "seed" and (record.seed, record.init_std) != (spec.seed, spec.model.init_std):
+        raise CheckpointError(
+            f"the adapters of model.init_from {spec.model.init_from} were trained on {_whence(record)}, this spec has "
+            f"seed {spec.seed} and init_std {spec.model.init_std}; set seed and model.init_std to theirs"
+        )
+    return record.model_copy(update={"dtype": dtype})
 
 
 def extension_record(spec: RunSpec) -> ExtensionRecord | None:
@@ -52,14 +66,22 @@ def check_extensions(
         plan: Its plan.
         folder: Named in messages.
         base: What the run has as its frozen base; None: it trains the base.
-        optimizer: Training goes on from it; a warm start takes a whole base only.
+        optimizer: Training goes on from it; a warm start takes a whole base, or adapters on this run's base.
 
     Raises:
         CheckpointError: They differ; each difference is named.
     """
     theirs = manifest.base
     if not optimizer:
-        if theirs is not None:
+        if theirs is not None and base is not None:
+            _check_base(theirs, base, folder=folder)
+            wrong = [text for text in _differences(manifest.extensions, spec) if not text.endswith(_NEW)]
+            if wrong:
+                raise CheckpointError(
+                    f"model.init_from {folder} holds adapters that this spec does not have so "
+                    f"({'; '.join(wrong[:4])}); describe them in the spec as they are there"
+                )
+        elif theirs is not None:
             raise CheckpointError(
                 f"{folder} holds only what was trained on a frozen base ({_whence(theirs)}), no base: set "
                 "model.init_from to that base, or to a merged model"
@@ -103,7 +125,7 @@ def _differences(saved: ExtensionRecord | None, spec: RunSpec) -> Iterator[str]:
     after = {adapter.name: adapter for adapter in spec.adapters}
     for name in dict.fromkeys([*before, *after]):
         if name not in after or name not in before:
-            yield f"adapter {name!r} is {'only in the checkpoint' if name in before else 'not in the checkpoint'}"
+            yield f"adapter {name!r} is {'only in the checkpoint' if name in before else _NEW}"
         elif before[name].kind != after[name].kind:
             yield f"adapter {name!r}: kind {before[name].kind} saved, {after[name].kind} wanted"
         else:

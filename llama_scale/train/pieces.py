@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llama_scale.layout.parameters import EMBEDDING
 from llama_scale.train.engine import LocalPiece, TensorReader
 from llama_scale.train.names import LocalParameter
 from llama_scale.train.optimizer import MOMENTS, HeldParameter
@@ -109,12 +110,14 @@ def expected_parameters(
         parameters: All of the rank's.
         reader: The checkpoint.
         plan: The run's plan.
-        optimizer: Training goes on from it, so it has what trains; otherwise it is a base to start from, and what it
-            does not know of adapters and heads stays as initialised.
+        optimizer: Training goes on from it, so it has what trains; otherwise it is a base to start from, or adapters,
+            and what it does not know of stays as it is.
     """
     stored = set(reader.tensors("model"))
+    whole = EMBEDDING in stored
     for local in parameters:
-        if plan.trains(local.parameter) if optimizer else local.parameter.owner == "base" or local.name in stored:
+        started = local.name in stored or (whole and local.parameter.owner == "base")
+        if plan.trains(local.parameter) if optimizer else started:
             yield local
 
 

@@ -151,7 +151,7 @@ def _run(job: Job, *, stop: StopRequest, tee: int | None) -> int:
     engine = make_engine(spec, plan)
     outcome = _train(job, engine=engine, samples=samples, coordinates=coordinates, stop=stop)
     if coordinates.dp_rank == coordinates.tp_rank == 0:  # one rank stands for its stage
-        memory.write(RunFolder(job.run_dir).memory_file(job.attempt, rank))
+        memory.write(RunFolder(job.run_dir).memory_file(job.attempt, rank), spec_digest=plan.spec_digest)
     engine.close()
     distributed.shutdown()
     return PREEMPTED_EXIT if outcome == "preempted" else 0
@@ -164,8 +164,7 @@ def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coor
     position = checkpointer.resume(engine)
     if position is None:
         position = Position(step=0, samples=0)
-        if spec.model.init_from is not None and plan.base_trainable:  # a frozen base is there already
-            checkpointer.init_from(engine, Path(spec.model.init_from))
+        if checkpointer.warm_start(engine):
             logger.info("started from the weights of %s", spec.model.init_from)
     if position.step:
         logger.info("resumed after step %d (%d samples)", position.step, position.samples)

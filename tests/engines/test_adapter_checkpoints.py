@@ -111,7 +111,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             check(other)
     with pytest.raises(CheckpointError, match=re.escape(f"trained on a frozen base ({base}")):
-        check(case, optimizer=False)
+        check(Case(shape=case.shape), optimizer=False)
+    check(case, optimizer=False)  # a new run may start from these adapters
 
 
 def test_a_base_from_the_seed_is_known_by_its_seed(tmp_path: Path) -> None:
@@ -124,3 +125,35 @@ def test_a_base_from_the_seed_is_known_by_its_seed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="another base: on weights drawn from seed 7"):
         spec, plan = (other := replace(case, seed=9)).spec(), other.plan()
         check_extensions(manifest, spec, plan, folder=tmp_path, base=base_record(spec, plan), optimizer=True)
+
+
+def first_loss_from(case: Case, root: Path) -> float:
+    """Start a new run from ``model.init_from`` and return its loss on the samples that follow half way."""
+    engine = start(case)
+    checkpointer = checkpointer_of(case, root)
+    assert checkpointer.resume(engine) is None
+    assert checkpointer.warm_start(engine)
+    checkpointer.close()
+    return train_steps(engine, case, steps=1, first=HALF)[0][0]
+
+
+def test_a_run_starts_from_adapters_on_their_base(tmp_path: Path, base: Path) -> None:
+    saver = on_base(lora_case(tp=2), base)
+    expected = same(run_ranks(saver.world_size, straight_from_base, saver, tmp_path))[HALF][0]
+
+    other = on_base(lora_case(pp=2, engine=deepspeed(1)), tmp_path / NAME)
+    found = same(run_ranks(other.world_size, first_loss_from, other, tmp_path / "new"))
+
+    assert found == pytest.approx(expected, rel=1e-5)
+    spec = lora_case(adapters=adapter("ia3"))
+    spec = on_base(spec, tmp_path / NAME)
+    manifest = load_manifest(tmp_path / NAME)
+    with pytest.raises(CheckpointError, match=r"holds adapters that this spec does not have so .*kind lora saved"):
+        check_extensions(
+            manifest,
+            spec.spec(),
+            spec.plan(),
+            folder=tmp_path / NAME,
+            base=base_record(spec.spec(), spec.plan()),
+            optimizer=False,
+        )
