@@ -44,7 +44,7 @@ def record_run(
     last = run.next_attempt()
     run.verdict(last).write_text(Verdict(state="ok", exit_code=0, message="done").model_dump_json(), encoding="utf-8")
     for stage in range(plan.topology.pp_size):
-        peak = MemoryPeak(kind="resident", used=(40 + stage) << 10, total=500 << 20)
+        peak = MemoryPeak(kind="resident", used=(40 + stage) << 10, total=500 << 20, spec_digest=plan.spec_digest)
         rank = plan.topology.rank(dp_rank=0, pp_rank=stage, tp_rank=0)
         run.memory_file(last, rank).write_text(peak.model_dump_json(), encoding="utf-8")
     status = Status(

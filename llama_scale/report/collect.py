@@ -122,13 +122,15 @@ def _attempt(run: RunFolder, number: int, *, live: str) -> Attempt:
 
 
 def _peaks(run: RunFolder, plan: RunPlan) -> dict[int, MemoryPeak]:
-    """Return each stage's fullest rank by what its processes measured in the newest attempt that did."""
+    """Return each stage's fullest rank by what it measured in the newest attempt of this very plan that did."""
     for number in reversed(run.attempt_numbers()):
         found: dict[int, MemoryPeak] = {}
         for path in sorted(run.attempt(number).glob("memory-rank-*.json")):
             stage = _stage_of(path, plan)
             peak = load_record(path, MemoryPeak)
-            if peak is not None and stage is not None and (stage not in found or found[stage].used < peak.used):
+            if peak is None or stage is None or peak.spec_digest != plan.spec_digest:
+                continue
+            if stage not in found or found[stage].used < peak.used:
                 found[stage] = peak
         if found:
             return found

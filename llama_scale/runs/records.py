@@ -45,6 +45,7 @@ class MemoryPeak(Record):
         description="allocated: tensors on the device, by torch; resident: growth of the process on a CPU."
     )
     used: int = Field(ge=0, description="Peak in bytes, what was there before the model was built apart.")
+    spec_digest: str = Field("", description="Of the spec that the rank ran: another layout's memory tells nothing.")
     total: int = Field(ge=0, description="Peak in bytes of all that torch reserved, or of the whole process.")
 
 

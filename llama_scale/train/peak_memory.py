@@ -36,10 +36,10 @@ class PeakMemory:
         total = resident_bytes("VmHWM")
         return MemoryPeak(kind="resident", used=max(0, total - self._before), total=total)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, spec_digest: str) -> None:
         """Report the peak in a file of the attempt's folder; a run does not fail because it cannot."""
         try:
-            write_json(path, self.look().model_dump())
+            write_json(path, self.look().model_dump() | {"spec_digest": spec_digest})
         except OSError as error:
             logger.warning("cannot write %s: %s", path, error.strerror)
 

@@ -97,6 +97,10 @@ def test_launch_runs_the_dry_runs_bundle_and_resume_continues_on_another_layout(
     steps = [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
     _assert_saved_and_gone(run)
+    assert run_cli("report", run.path).stdout == f"{run.path / 'report.html'}\n"
+    page = (run.path / "report.html").read_text()
+    assert "1 restart in all" in page
+    assert page.count(" resident</td>") == 1  # the one stage of the layout that it ended with
     assert not Path("pwned").exists()
 
 

@@ -155,3 +155,11 @@ def test_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         call("report", run.path, "--output", tmp_path / "none" / "report.html")
     with pytest.raises(ReportError, match=r"cannot write .*runs: Is a directory"):
         call("report", run.path, "--output", tmp_path / "runs")
+
+
+def test_memory_of_another_layout_is_not_shown(tmp_path: Path) -> None:
+    run = record_run(tmp_path)
+    for path in run.attempt(0).glob("memory-*"):
+        path.write_text(path.read_text().replace('"spec_digest":"', '"spec_digest":"other'))
+
+    assert "KiB resident" not in report(run.path).text
