@@ -34,13 +34,18 @@ _MISMATCHES = frozenset(
 NO_FORM = "no_form"
 """Type of the finding that a value has none of the forms that its field takes."""
 
+BAD_KEY = "bad_key"
+"""Type of the finding that a key of a mapping with free keys is not one of those that it takes."""
+_KEY = "[key]"
+"""What pydantic puts behind the key that such a finding is about."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Located:
     """One finding of pydantic.
 
     Args:
-        kind: pydantic's type of error, or NO_FORM.
+        kind: pydantic's type of error, NO_FORM or BAD_KEY.
         path: Path in the document.
         value: What the document has there.
         error: The finding as pydantic gives it.
@@ -76,8 +81,10 @@ def locate(errors: Iterable[Mapping[str, Any]], root: type[BaseModel], data: Any
             value = _at(data, told)
             found.setdefault((told,), Located(kind=NO_FORM, path=told, value=value, error=walk.error))
         elif not any((path, form) in wrong_forms for path, form in walk.forms.items()):
-            kind = walk.error["type"]
-            located = Located(kind=kind, path=walk.path, value=walk.value, error=walk.error)
+            kind, path, value = walk.error["type"], walk.path, walk.value
+            if path[-1:] == (_KEY,):
+                kind, path, value = BAD_KEY, path[:-1], path[-2]
+            located = Located(kind=kind, path=path, value=value, error=walk.error)
             found.setdefault((walk.path, kind, walk.error["msg"]), located)
     return list(found.values())
 

@@ -7,6 +7,7 @@ form in which ``llama-scale schema`` describes it too: a list is an array, 3.0 i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from llama_scale.errors import Problem
 from llama_scale.spec.base import NAME_PATTERN, PATH_PATTERN, PathContext
 from llama_scale.spec.fields import key_of, keys_at, kinds_of, literals_of, models_of, spot_at
-from llama_scale.spec.locations import NO_FORM, Located, locate
+from llama_scale.spec.locations import BAD_KEY, NO_FORM, Located, locate
 from llama_scale.spec.nearby import either, suggest
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.scalars import parse_scalar
@@ -131,6 +132,12 @@ def _missing(finding: _Finding) -> _Told:
         )
     meaning = _description(finding)
     return f"the required key {last!r} is missing", f"add it: {meaning}" if meaning else "add it", "missing"
+
+
+def _bad_key(finding: _Finding) -> _Told:
+    allowed = re.findall(r"'([^']*)'", str(finding.limits.get("expected", "")))
+    parent = finding.path[-2] if len(finding.path) > 1 else "it"
+    return f"{finding.key!r} is not a key that {parent!r} takes", suggest(finding.key, allowed), "unknown-key"
 
 
 def _no_form(finding: _Finding) -> _Told:
@@ -256,6 +263,7 @@ _TYPES = {
 _RULES: dict[str, Callable[[_Finding], _Told]] = {
     **dict.fromkeys(_TYPES, _type),
     NO_FORM: _no_form,
+    BAD_KEY: _bad_key,
     "missing": _missing,
     "extra_forbidden": _unknown_key,
     "union_tag_not_found": _missing,

@@ -113,6 +113,16 @@ def test_faulty_options_are_named_at_their_place(mine: Path, options: dict[str, 
     assert any(line.startswith(told) for line in found), found
 
 
+def test_keys_that_a_mapping_does_not_take_are_named() -> None:
+    found = _told(_problems(_spec({"kind": "lora", "options": {"ranks": {"x_proj": 3, "q_proj": "a"}}})))
+
+    assert any(
+        line.startswith("adapters[0].options.ranks.x_proj: 'x_proj' is not a key that 'ranks' takes; did you mean")
+        for line in found
+    ), found
+    assert any(line.startswith("adapters[0].options.ranks.q_proj: 'a' is not an integer") for line in found), found
+
+
 def test_all_faults_are_reported_at_once_with_their_lines(mine: Path) -> None:
     data = _spec({"kind": "mine", "options": {"sise": 1}}, {"kind": "mime"}, {"kind": "mine", "options": {"size": 0}})
     text = json.dumps(data, indent=1)
