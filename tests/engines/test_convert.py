@@ -9,21 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from llama_scale.cli.convert import app
 from llama_scale.convert import mapping
 from llama_scale.convert.export_hf import export_hf
+from llama_scale.convert.forms import export
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.mapping import GateUp, Plain, Qkv
-from llama_scale.convert.models import Results, reference_model, save_prompts
+from llama_scale.convert.models import Results, reference_results, save_prompts, stop_ids
 from llama_scale.convert.proof import TOLERANCE, Comparison
-from llama_scale.convert.request import Request
+from llama_scale.convert.reference import load_model
+from llama_scale.convert.request import BASE, Request
 from llama_scale.convert.shards import Layout
 from llama_scale.convert.verify import compare, verify
 from llama_scale.errors import ConvertError
 from llama_scale.train.forward import forward
 from tests.engines.harness import run_ranks
+from tests.unit.convert.adapted import BOTTLENECK, DORA, IA3, LORA, PREFIX, adapter_checkpoint, record
 from tests.unit.convert.tiny import Tiny
 
 TOKENS = torch.randint(61, (1, 48), generator=torch.Generator().manual_seed(5))
@@ -44,13 +48,14 @@ def sharded_results(checkpoint: Path, layout: Layout, stages: tuple[int, ...], *
     save_prompts({"random": TOKENS}, folder / "prompts.safetensors")
     request = Request(
         checkpoint=str(checkpoint),
-        group="model",
-        round_to=None,
+        base=None,
+        dtype="float32",
         tp_size=layout.tp_size,
         pp_size=layout.pp_size,
         vp_size=layout.vp_size,
         stage_layers=stages,
         prompts=str(folder / "prompts.safetensors"),
+        choices={"random": BASE},
         generate=generate,
         stop_ids=(),
         out="",
@@ -60,7 +65,8 @@ def sharded_results(checkpoint: Path, layout: Layout, stages: tuple[int, ...], *
 
 
 def compare_with(hf: Path, found: Results, *, generate: int = 0) -> Comparison:
-    expected = reference_model(hf, {"random": TOKENS}, round_to=None, generate=generate)
+    model = load_model(hf, dtype=torch.float32)
+    expected = reference_results(model, {"random": TOKENS}, stop=stop_ids(hf), generate=generate)
     if generate:
         expected["tokens/random"] = expected["tokens/random"][:generate]
     return compare("random", TOKENS, expected=expected, found=found, generate=generate)
@@ -224,3 +230,44 @@ def test_a_layout_of_too_many_ranks_is_made_smaller_and_says_so(tmp_path):
     assert proof.note == (
         "verified at tensor=4 x pipeline=2: tensor=4 x pipeline=3 would need 12 processes, more than 8"
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "layout"),
+    [("prior", Layout(tp_size=2, pp_size=2)), ("posterior", Layout(tp_size=4)), ("gate", Layout(pp_size=3))],
+    ids=["prior", "posterior", "gate"],
+)
+def test_adapters_and_mixture_equal_the_exported_folder(tmp_path, weights, layout):
+    import_hf(Tiny(config={"num_key_value_heads": 4}).write(tmp_path / "hf"), tmp_path / "base", layout=Layout())
+    mixture = {"weights": weights, "gate": "linear" if weights == "gate" else None}
+    extensions = record(LORA, DORA, IA3, PREFIX, BOTTLENECK, mixture=mixture)
+    ck = adapter_checkpoint(tmp_path / "ck", base=tmp_path / "base", extensions=extensions, layout=layout)
+
+    report = export(ck, tmp_path / "out", form="mixture")
+
+    compared = {row["prompt"]: row["relative"] for row in report["verify"]["comparisons"]}
+    assert list(compared) == [*(f"a{n}: random" for n in range(5)), "mixture: random"]
+    assert max(compared.values()) < TOLERANCE / 2
+    damaged = tmp_path / "out" / "mixture.safetensors"
+    tensors = {name: tensor + 1e-7 + tensor * 1e-6 for name, tensor in load_file(damaged).items()}
+    save_file(tensors, damaged)
+    assert verify(ck, tmp_path / "out").differing
+
+
+def test_merged_and_peft_folders_are_proven(tmp_path):
+    import_hf(Tiny(config={"num_key_value_heads": 4}).write(tmp_path / "hf"), tmp_path / "base", layout=Layout())
+    ck = adapter_checkpoint(
+        tmp_path / "ck", base=tmp_path / "base", extensions=record(LORA, DORA), layout=Layout(tp_size=2)
+    )
+    for name, options in {
+        "merged": {"form": "merged", "dtype": "bf16", "adapter": "a1"},
+        "peft": {"form": "peft", "adapter": "a0"},
+    }.items():
+        report = export(ck, tmp_path / name, **options)
+        assert report["verify"]["passed"]
+    with pytest.raises(ConvertError, match=r"is not the model of .*: 42 of 57 tensors differ"):
+        verify(ck, tmp_path / "merged", adapter="a0").require()
+    with pytest.raises(ConvertError, match="--adapter a0 chooses what --as merged or peft writes; --as mixture takes"):
+        export(ck, tmp_path / "x", form="mixture", adapter="a0")
+    with pytest.raises(ConvertError, match="--dtype bf16 does not go with --as peft"):
+        export(ck, tmp_path / "x", form="peft", adapter="a0", dtype="bf16")
