@@ -107,8 +107,7 @@ def restore(
     if error is not None or reader is None:
         raise CheckpointError(error or "no checkpoint was read")
     manifest = reader.manifest
-    bf16 = spec.precision.compute == "bf16"
-    halves = frozenset(p.name for p in plan.all_parameters() if p.owner == "base") if bf16 else frozenset[str]()
+    halves = _halves(spec, plan)
     served = PrecisionReader(reader, halves=halves)
     engine.load(served, optimizer=optimizer, step=manifest.optimizer_step if optimizer else 0)
     check_loaded(engine, reader, served, ranks=ranks, optimizer=optimizer, halves=halves)
@@ -116,6 +115,15 @@ def restore(
         restore_rng(reader, rank=ranks.rank)
     reader.release()
     return manifest
+
+
+def _halves(spec: RunSpec, plan: RunPlan) -> frozenset[str]:
+    """Return the names of the weights that the engine has in bf16."""
+    if spec.precision.compute != "bf16":
+        return frozenset()
+    # Where DeepSpeed trains a whole model in bf16, it casts the task heads too.
+    everything = plan.engine == "deepspeed" and plan.base_trainable
+    return frozenset(p.name for p in plan.all_parameters() if everything or p.owner == "base")
 
 
 def _topology(plan: RunPlan) -> dict[str, object]:
