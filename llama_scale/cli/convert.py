@@ -160,6 +160,7 @@ class _Form(StrEnum):
     MERGED = "merged"
     PEFT = "peft"
     MIXTURE = "mixture"
+    EMBEDDINGS = "sentence-transformers"
 
 
 @app.command()
@@ -172,10 +173,14 @@ def export(
         typer.Option(
             "--as",
             help="hf: the model as it is; merged: the base with one adapter in its matrices; peft: one adapter as PEFT "
-            "keeps it; mixture: base, adapters and mixture, for trust_remote_code.",
+            "keeps it; mixture: base, adapters and mixture, for trust_remote_code; sentence-transformers: a task's "
+            "embedding model.",
         ),
     ] = _Form.HF,
     adapter: Annotated[str | None, typer.Option(help="Which adapter; default: the only one.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Which task, for --as sentence-transformers; default: the only one.")
+    ] = None,
     base: Base = None,
     dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; default: the checkpoint's.")] = None,
     shard_size: Annotated[
@@ -202,6 +207,7 @@ def export(
             target,
             form=form.value,
             adapter=adapter,
+            task=task,
             base=base,
             dtype=dtype,
             shard_bytes=shard_bytes,

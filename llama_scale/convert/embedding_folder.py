@@ -7,6 +7,7 @@ FOLDER/modules.json, 1_Pooling/, ...    what sentence-transformers reads; its pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def export_embeddings(
     dtype: str | None = None,
     shard_bytes: int = 5_000_000_000,
     tokenizer: Path | None = None,
+    proof: Callable[[Path, str | None], dict[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint's embedding model as a folder that ``SentenceTransformer(FOLDER)`` loads.
@@ -49,6 +51,7 @@ def export_embeddings(
         dtype: See ``export_hf``.
         shard_bytes: See ``export_hf``.
         tokenizer: See ``export_hf``.
+        proof: Compares the finished, not yet visible folder with the checkpoint's model with an adapter (or none).
         progress: Is told of the bytes written.
 
     Returns:
@@ -75,6 +78,8 @@ def export_embeddings(
             )
             _write_modules(tmp, discover.read_options(discover.task(entry.kind), entry.options))
             report |= {"kind": "sentence-transformers", "task": entry.name}
+            if proof is not None:
+                report["verify"] = proof(tmp, None if merger is None else merger.adapter.name)
             write_json(tmp / REPORT, report)
     except CheckpointError as error:
         raise ConvertError(str(error)) from error

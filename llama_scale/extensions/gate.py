@@ -12,7 +12,8 @@ class Gate(nn.Module):
     """A router that weighs the adapters by what it reads; subclass this.
 
     It reads the base model without any adapter: its last hidden state, after the final norm, at the position that
-    predicts. Its parameters are those that the descriptor names (``self.get_parameter(name)``): fp32, whole on every rank.
+    predicts. Its parameters are those that the descriptor names (``self.get_parameter(name)``): fp32, whole on every
+    rank.
 
     Args:
         options: The gate's options; their values only, because an exported model has no methods.

@@ -40,7 +40,9 @@ def test_a_merged_matrix_computes_the_same(
     descriptor: AdapterDescriptor, options: dict[str, Any], target: Target
 ) -> None:
     generator = torch.Generator().manual_seed(99)
-    weights: dict[str, torch.Tensor] = {name: torch.randn(linear_size(SHAPE, name), generator=generator) for name in LINEARS}
+    weights: dict[str, torch.Tensor] = {
+        name: torch.randn(linear_size(SHAPE, name), generator=generator) for name in LINEARS
+    }
     adapter = adapter_with_values(descriptor, descriptor.options(**options), weights)
     x = torch.randn(5, 2, weights[target].shape[1], generator=generator)
 

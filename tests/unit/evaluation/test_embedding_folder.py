@@ -50,7 +50,9 @@ def test_embeddings_are_the_trained_models(tmp_path, base, pooling):
         extensions=record({**LORA, "task": "find"}, tasks=(entry,)),
         layout=Layout(tp_size=2, pp_size=3),
     )
-    report = export_embeddings(ck, tmp_path / "st")
+    seen: list[str | None] = []
+    report = export_embeddings(ck, tmp_path / "st", proof=lambda folder, adapter: {"adapter": seen.append(adapter)})
+    assert seen == ["a0"]
     assert (report["task"], report["adapter"]) == ("find", "a0")
     with open_source(str(ck), runs_dir=tmp_path) as source:
         made = answering(source, sampling=Sampling(), batch_size=2, trust_code=False)
