@@ -46,7 +46,7 @@ def _only_run(runs: Path) -> RunFolder:
 
 def _wait_for_steps(run: RunFolder, count: int = 2) -> None:
     def reached() -> bool:
-        assert look(run).state in ("starting", "running"), look(run).message
+        assert look(run).state in ("not started", "starting", "running"), look(run).message
         line = last_step(run.metrics)
         return line is not None and line.step >= count
 
