@@ -38,7 +38,7 @@ demo: setup ## the whole way on real text: train on 4 processes, kill, resume, c
 finetune: setup ## four adapters on SmolLM2-135M and their mixture: train, evaluate, export, prove (an hour)
 	VENV=$(VENV) configs/finetune/four-tasks.sh
 
-test: setup check test-engines test-cluster ## set up and pass all tests that need no GPU
+test: setup check test-engines ## set up and pass all tests that need neither a GPU nor a cluster
 
 check: setup format lint types test-unit test-docs ## format, lint, types, unit tests, docs check
 

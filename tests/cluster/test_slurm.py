@@ -248,6 +248,7 @@ def test_chain_goes_on_where_the_time_limit_ended_a_job(slurm: Slurm, spec: Path
     assert steps(run) == list(range(1, assert_saved(run) + 1))
 
 
+@pytest.mark.soak
 def test_lost_node_ends_the_attempt_and_the_run_goes_on(slurm: Slurm, hosts: Hosts, spec: Path, runs: Path) -> None:
     run = launch(slurm, spec, runs, *_ENDLESS, "--set", "checkpoint.every_steps=2", "--set", "train.timeout_s=20")
     (job,) = jobs(run)
