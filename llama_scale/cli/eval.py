@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from llama_scale.evaluation.tasks import Protocol, Result
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
-_SPLITS = ("train", "validation", "test")
 
 
 @app.command(name="eval")
@@ -69,13 +68,15 @@ def eval_(
     Exit status 5: there is no such model, task or example.
     """
     need_libraries("eval")
-    if split not in _SPLITS:
-        raise typer.BadParameter(f"{split!r} is none of {', '.join(_SPLITS)}", param_hint="--split")
+    from llama_scale.data.examples import SPLITS
+
+    if split not in SPLITS:
+        raise typer.BadParameter(f"{split!r} is none of {', '.join(SPLITS)}", param_hint="--split")
     from llama_scale.evaluation.answering import Sampling, answering  # lazy: keeps torch out of --help
     from llama_scale.evaluation.source import open_source
     from llama_scale.evaluation.tasks import Protocol, to_data
 
-    protocol = Protocol(split=split, limit=limit, seed=seed, resamples=resamples)  # type: ignore[arg-type]
+    protocol = Protocol(split=split, limit=limit, seed=seed, resamples=resamples)
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     with open_source(model, runs_dir=runs_dir, step=step, spec=spec, progress=say) as source:
         made = answering(source, sampling=sampling, batch_size=batch_size, trust_code=trust_remote_code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from llama_scale.cli.convert_output import need_libraries
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
 from llama_scale.cli.source_options import ModelName, Step, TrustCode
+from llama_scale.cli.text_lines import text_lines
 from llama_scale.errors import ConvertError
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -45,7 +45,13 @@ def generate(
     Exit status 5: there is no such model or adapter; 6: its folder holds no model or no tokenizer.
     """
     need_libraries("generate")
-    prompts = _prompts(prompt or [], prompts_file)
+    prompts = text_lines(
+        prompt or [],
+        prompts_file,
+        option="--prompts-file",
+        missing="no prompt is given; use --prompt TEXT (repeatable) or --prompts-file FILE",
+        error=ConvertError,
+    )
     if top_p == 0.0:
         raise ConvertError("--top-p 0 leaves no token to choose from; use a value above 0, or --temperature 0")
     from llama_scale.evaluation.answering import Sampling, answering  # lazy: keeps torch out of --help
@@ -65,16 +71,3 @@ def generate(
         return
     for completion in completions:
         emit(f"{completion.text}\n" if chat else f"{completion.prompt}{completion.text}\n")
-
-
-def _prompts(given: list[str], file: Path | None) -> list[str]:
-    prompts = list(given)
-    if file is not None:
-        try:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConvertError(f"--prompts-file {file} cannot be read: {error}") from error
-        prompts += [line for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise ConvertError("no prompt is given; use --prompt TEXT (repeatable) or --prompts-file FILE")
-    return prompts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from llama_scale.cli.convert_output import need_libraries
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
 from llama_scale.cli.source_options import ModelName, Step, TrustCode
+from llama_scale.cli.text_lines import text_lines
 from llama_scale.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -105,7 +105,13 @@ def query(
 
     Example: `llama-scale search query index "photo organizer for GNOME" --top-k 3`.
     """
-    wanted = _queries(texts or [], queries_file)
+    wanted = text_lines(
+        texts or [],
+        queries_file,
+        option="--queries-file",
+        missing="no query is given; write one behind the index, or use --queries-file FILE",
+        error=LaunchError,
+    )
     from llama_scale.evaluation.answering import Sampling, answering  # lazy: keeps torch out of --help
     from llama_scale.evaluation.search_index import SearchIndex, embed_queries, search_task
     from llama_scale.evaluation.source import open_source
@@ -123,19 +129,6 @@ def query(
         emit_json(data)
     else:
         emit("\n\n".join(_listing(q, row) for q, row in zip(wanted, hits, strict=True)))
-
-
-def _queries(given: list[str], file: Path | None) -> list[str]:
-    queries = list(given)
-    if file is not None:
-        try:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LaunchError(f"--queries-file {file} cannot be read: {error}") from error
-        queries += [line for line in text.splitlines() if line.strip()]
-    if not queries:
-        raise LaunchError("no query is given; write one behind the index, or use --queries-file FILE")
-    return queries
 
 
 def _listing(query: str, hits: list[Hit]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +108,7 @@ def stored_adapters(weights: Weights) -> tuple[StoredAdapter, ...]:
 
 def _stored(weights: Weights, entry: Adapter) -> StoredAdapter:
     descriptor = discover.adapter(entry.kind)
-    options = descriptor.options.model_validate_json(json.dumps(entry.options), by_alias=True, by_name=False)
+    options = discover.read_options(descriptor, entry.options)
     names: dict[tuple[int, str], str] = {}
     for layer in options.layer_numbers(weights.shape.num_layers):
         prefix = adapter_parameter(layer, entry.name, "")

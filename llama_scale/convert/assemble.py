@@ -10,7 +10,7 @@ FOLDER/modeling_llama_scale.py, ...        what ``trust_remote_code=True`` runs;
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,20 +28,16 @@ from llama_scale.extensions import discover
 from llama_scale.spec.adapters import mixed_adapters
 from llama_scale.spec.plugin_options import DEFAULT_GATE
 
-if TYPE_CHECKING:
-    from llama_scale.spec.run import RunSpec
-
 MODEL_TYPE = "llama_scale"
 MIXTURE = "mixture.safetensors"
 
 
-def assemble(checkpoint: Path, out: Path, *, spec: RunSpec | None = None, base: Path | None = None) -> dict[str, Any]:
+def assemble(checkpoint: Path, out: Path, *, base: Path | None = None) -> dict[str, Any]:
     """Write a checkpoint's model as one folder, unproven: a plain LLaMA, or the mixture where there are adapters.
 
     Args:
         checkpoint: A complete checkpoint of any layout.
         out: New folder.
-        spec: Not needed: the checkpoint says what it holds.
         base: Where the checkpoint's frozen base is now; None: where it was.
 
     Returns:
@@ -50,7 +46,6 @@ def assemble(checkpoint: Path, out: Path, *, spec: RunSpec | None = None, base: 
     Raises:
         ConvertError: See ``export_hf``.
     """
-    del spec
     try:
         adapters = stored_adapters(Weights(checkpoint, base=base))
     except CheckpointError as error:

@@ -106,15 +106,15 @@ def _find_task(weights: Weights, name: str | None) -> Task:
 
 def _write_modules(folder: Path, options: Any) -> None:
     config = read_json(folder / CONFIG) or {}
-    _write_tokenizer(folder, config, limit=max(options.max_query_tokens, options.max_document_tokens))
+    limit = max(options.max_query_tokens, options.max_document_tokens)
+    _write_tokenizer(folder, config, limit=limit)
     # The weights keep the names of a LlamaForCausalLM; as a LlamaModel the output layer is not asked for.
     write_json(folder / CONFIG, config | {"architectures": ["LlamaModel"]})
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
         for i, (path, name) in enumerate(_MODULES)
     ]
-    (folder / "modules.json").write_text(_json(modules), encoding="utf-8")
-    limit = max(options.max_query_tokens, options.max_document_tokens)
+    write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
     prompts = {"query": options.query_prefix, "document": options.document_prefix}
     settings = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
@@ -128,12 +128,6 @@ def _write_modules(folder: Path, options: Any) -> None:
         "include_prompt": True,
     }
     write_json(folder / _POOLING / "config.json", pooling)
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _write_tokenizer(folder: Path, config: dict[str, Any], *, limit: int) -> None:

@@ -43,7 +43,6 @@ class AssembledModel:
         folder: Hugging Face folder: a plain LLaMA, or a mixture that `convert export --as mixture` wrote.
         sampling: How ``generate`` chooses.
         batch_size: Sequences of one forward pass.
-        dtype: Number format; None: fp32 on a CPU, as stored on a GPU.
         end_id: A token that ends a text beside those that the folder names (a task's EOS).
 
     Raises:
@@ -56,14 +55,13 @@ class AssembledModel:
         *,
         sampling: Sampling | None = None,
         batch_size: int = 8,
-        dtype: torch.dtype | None = None,
         end_id: int | None = None,
     ) -> None:
         self.folder = folder
         self.batch_size = batch_size
         self._sampling = sampling or Sampling()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = _load(folder, dtype=dtype or (torch.float32 if device == "cpu" else "auto")).to(device).eval()
+        self._model = _load(folder, dtype=torch.float32 if device == "cpu" else "auto").to(device).eval()
         self._stop = stop_ids(folder)
         if end_id is not None and end_id not in self._stop:
             self._stop = (*self._stop, end_id)

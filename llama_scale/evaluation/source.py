@@ -110,7 +110,7 @@ def _assemble(checkpoint: Path, folder: Path, *, spec: RunSpec | None, run: Path
     from llama_scale.convert.assemble import assemble  # lazy: a Hugging Face folder needs no conversion
 
     if not (folder / CONFIG).is_file():
-        assemble(checkpoint, folder, spec=spec)
+        assemble(checkpoint, folder)
     return Source(folder=folder, spec=spec, checkpoint=checkpoint, manifest=load_manifest(checkpoint), run=run)
 
 

@@ -37,7 +37,7 @@ MPI = LauncherDescriptor(
     name="mpi",
     options=MpiLauncher,
     implementation="llama_scale.launchers.mpi:MpiLauncher",
-    summary="mpirun, one process a rank",
+    summary="mpirun, one agent a host",
 )
 KUBERNETES = LauncherDescriptor(
     name="kubernetes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,7 +87,7 @@ def load_adapters(spec: RunSpec) -> tuple[LoadedAdapter, ...]:
     loaded = []
     for adapter in spec.adapters:
         descriptor = discover.adapter(adapter.kind)
-        options = descriptor.options.model_validate_json(json.dumps(adapter.options), by_alias=True, by_name=False)
+        options = discover.read_options(descriptor, adapter.options)
         implementation: type[LayerAdapter] = discover.implementation(descriptor)
         loaded.append(LoadedAdapter(name=adapter.name, implementation=implementation, options=options))
     return tuple(loaded)

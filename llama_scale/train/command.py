@@ -54,12 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LaunchError as error:
         failure = FirstFailure(rank=None, kind="infrastructure", error=str(error))
         verdict = Verdict(state="failed", exit_code=error.exit_code, first_failure=failure, message=str(error))
-    sys.stderr.write(f"llama-scale: {verdict.state}: {verdict.message}\n")
-    try:
-        verdict.write(attempt_dir / "verdict.json")
-    except OSError as error:
-        sys.stderr.write(f"cannot write {attempt_dir / 'verdict.json'}: {error}\n")
-    return verdict.exit_code
+    return verdict.conclude(attempt_dir, speaker="llama-scale")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from llama_scale.data.examples import SPLITS, SplitName
 from llama_scale.data.reader import TokenFile
 from llama_scale.errors import DataError
 from llama_scale.train.blend import Blend
@@ -23,9 +24,6 @@ from llama_scale.train.engine import MicroBatch
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import BatchPlan
     from llama_scale.spec.data import IndexedData, Split
-
-SplitName = Literal["train", "validation", "test"]
-_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +79,7 @@ class Stream:
         self.windows = max(0, tokens - 1) // seq_length
         if self.windows == 0:
             raise DataError(
-                f"{file.prefix}: its {_SPLITS[seed[2]]} split holds {tokens} tokens in {self._stop - self._first} "
+                f"{file.prefix}: its {SPLITS[seed[2]]} split holds {tokens} tokens in {self._stop - self._first} "
                 f"documents, fewer than the {seq_length + 1} of one sample; change data.split, use more data or a "
                 "shorter data.seq_length"
             )
@@ -144,7 +142,7 @@ class Samples:
         for number, part in enumerate(data.blend):
             file = TokenFile(part.path)
             documents = split_bounds(data.split, split, documents=len(file), prefix=part.path)
-            key = (seed, number, _SPLITS.index(split))
+            key = (seed, number, SPLITS.index(split))
             self._streams.append(Stream(file, documents=documents, seq_length=data.seq_length, seed=key))
 
     def __getitem__(self, index: int) -> Sample:
@@ -210,7 +208,7 @@ def split_bounds(split: Split, name: SplitName, *, documents: int, prefix: str) 
     """
     shares = np.array([split.train, split.validation, split.test])
     bounds = np.rint(np.concatenate([[0.0], np.cumsum(shares) / shares.sum()]) * documents).astype(int)
-    place = _SPLITS.index(name)
+    place = SPLITS.index(name)
     first, stop = int(bounds[place]), int(bounds[place + 1])
     if stop == first:
         raise DataError(

@@ -63,12 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verdict = deepspeed_verdict.judge(watched, job.attempt_dir, world_size=options.world_size)
     except LlamaScaleError as error:
         verdict = deepspeed_verdict.refused(error)
-    sys.stderr.write(f"llama-scale agent: {verdict.state}: {verdict.message}\n")
-    try:
-        verdict.write(job.attempt_dir / "verdict.json")
-    except OSError as error:
-        sys.stderr.write(f"cannot write {job.attempt_dir / 'verdict.json'}: {error}\n")
-    return verdict.exit_code
+    return verdict.conclude(job.attempt_dir, speaker="llama-scale agent")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -42,12 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind: failures.Kind = "infrastructure" if type(error) is LaunchError else failures.classify(error)
         failure = FirstFailure(rank=None, kind=kind, error=str(error))
         verdict = Verdict(state="failed", exit_code=error.exit_code, first_failure=failure, message=str(error))
-    sys.stderr.write(f"llama-scale head: {verdict.state}: {verdict.message}\n")
-    try:
-        verdict.write(attempt_dir / "verdict.json")
-    except OSError as error:
-        sys.stderr.write(f"cannot write {attempt_dir / 'verdict.json'}: {error}\n")
-    return verdict.exit_code
+    return verdict.conclude(attempt_dir, speaker="llama-scale head")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +60,16 @@ class Verdict:
         values: dict[str, Any] = asdict(self)
         values["victims"] = list(self.victims)
         write_json(path, values)
+
+    def conclude(self, attempt_dir: Path, *, speaker: str) -> int:
+        """Say it on stderr, write it into the attempt's folder as far as that works, and return the exit status."""
+        sys.stderr.write(f"{speaker}: {self.state}: {self.message}\n")
+        path = attempt_dir / "verdict.json"
+        try:
+            self.write(path)
+        except OSError as error:
+            sys.stderr.write(f"cannot write {path}: {error}\n")
+        return self.exit_code
 
 
 def judge_failure(
