@@ -60,7 +60,8 @@ def same(a: dict[Any, torch.Tensor], b: dict[Any, torch.Tensor]) -> bool:
 
 def poison_gradient(engine: Any, batch: list[Any]) -> Any:
     """One gradient is not a number; the loss is finite."""
-    parameter = next(p for p in engine.chunks[0].parameters() if p.dim() == 2)
+    # ZeRO 3 holds a flat part of a matrix between steps, and its shape beside it.
+    parameter = next(p for p in engine.chunks[0].parameters() if len(getattr(p, "ds_shape", p.shape)) == 2)
     return parameter.register_hook(lambda grad: grad * math.nan)
 
 

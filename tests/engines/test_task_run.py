@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.live_runs import environment
 
 def cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["llama-scale", *arguments],
+        [sys.executable, "-m", "llama_scale", *arguments],
         cwd=folder,
         env=environment(OMP_NUM_THREADS="1"),
         capture_output=True,
