@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, apply_rotary_pos_emb
 
-from llama_scale.convert.hf_mixture.mixing import LlamaScaleCache
+from llama_scale.convert.hf_mixture.mixing import CACHE, LlamaScaleCache
 from llama_scale.extensions.adapter import LayerAdapter
 
 Acting = Sequence[LayerAdapter | None]
@@ -131,6 +131,7 @@ class AdaptedModel(LlamaModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: LlamaScaleCache | None = None,
+        cache: LlamaScaleCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -139,7 +140,7 @@ class AdaptedModel(LlamaModel):
         """Return hidden states ``[R, S, H]``; see ``LlamaScaleForCausalLM.forward`` for the arguments."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("this model reads input_ids, not inputs_embeds")
-        cache = self._cache(past_key_values, batch=len(input_ids), use_cache=use_cache)
+        cache = self._cache(past_key_values if cache is None else cache, batch=len(input_ids), use_cache=use_cache)
         past = 0 if cache is None else cache.get_seq_length()
         mask, positions = _places(input_ids, attention_mask, position_ids, past=past)
         rotation = self.rotary_emb(self.norm.weight, positions)
@@ -155,15 +156,15 @@ class AdaptedModel(LlamaModel):
         states.append(self.norm(x))
         return BaseModelOutputWithPast(
             last_hidden_state=states[-1].transpose(0, 1),
-            past_key_values=cache,
             hidden_states=tuple(state.transpose(0, 1) for state in states) if output_hidden_states else None,
+            **{CACHE: cache},
         )
 
     def _cache(self, given: Any, *, batch: int, use_cache: bool | None) -> LlamaScaleCache | None:
         if not (self.config.use_cache if use_cache is None else use_cache):
             return None
         if given is not None and not isinstance(given, LlamaScaleCache):
-            raise TypeError(f"this model makes its own cache; pass past_key_values=None, not a {type(given).__name__}")
+            raise TypeError(f"this model makes its own cache; pass {CACHE}=None, not a {type(given).__name__}")
         cache = LlamaScaleCache() if given is None else given
         cache.begin(names=self.names, batch=batch)
         return cache

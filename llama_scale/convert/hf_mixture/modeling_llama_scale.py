@@ -31,7 +31,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
 from llama_scale.convert.hf_mixture.adapted import AdaptedModel, module_name
-from llama_scale.convert.hf_mixture.mixing import LlamaScaleCache, Posterior
+from llama_scale.convert.hf_mixture.mixing import CACHE, LlamaScaleCache, Posterior
 from llama_scale.extensions.adapter import LayerAdapter, LayerContext, Tensor, attach
 from llama_scale.extensions.gate import Gate
 
@@ -202,6 +202,7 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
         logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache: LlamaScaleCache | None = None,
         **_: Any,
     ) -> Any:
         """Return logits ``[B, S, V]``: log-probabilities in fp32 where the model is the mixture.
@@ -210,13 +211,14 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
             input_ids: ``[B, S]``.
             attention_mask: ``[B, T]``: 0 at padding, on either side.
             position_ids: ``[B, S]``; default: each row's tokens counted from 0, padding left out.
-            past_key_values: What the call before returned; the model makes it.
+            past_key_values: What the call before returned; the model makes it. Since transformers 5.24: ``cache``.
             inputs_embeds: Refused: the posterior needs tokens.
             labels: ``[B, S]``, -100 where there is none; the loss of predicting them is returned too.
             use_cache: Return a cache.
             logits_to_keep: Only the last so many positions, or those of this index; 0: all.
             output_hidden_states: Return the hidden states before each layer and after the final norm; not of a mixture.
             return_dict: False: a tuple.
+            cache: The same as ``past_key_values``.
         """
         if output_hidden_states and self._mixed:
             raise ValueError("a mixture has hidden states for each adapter; call set_adapter(NAME) first")
@@ -224,12 +226,12 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
-        hidden, cache = inner.last_hidden_state, inner.past_key_values
+        hidden, cache = inner.last_hidden_state, getattr(inner, CACHE)
         kept = torch.arange(hidden.shape[1], device=hidden.device)
         kept = kept[-logits_to_keep:] if isinstance(logits_to_keep, int) else kept[logits_to_keep]
         if self._mixed:
@@ -241,15 +243,13 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-        output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=cache, hidden_states=inner.hidden_states
-        )
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=inner.hidden_states, **{CACHE: cache})
         return output.to_tuple() if return_dict is False else output
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, *args: Any, past_key_values: Any = None, cache: Any = None, **kwargs: Any) -> Any:
         """See transformers' ``generate``; assisted generation is refused, everything else works for mixtures too."""
-        if kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = LlamaScaleCache()
+        cache = past_key_values if cache is None else cache
+        kwargs[CACHE] = LlamaScaleCache() if cache is None else cache
         return super().generate(*args, **kwargs)
 
     def _mixture(

@@ -13,6 +13,7 @@ from llama_scale.adapters.bottleneck_module import Bottleneck
 from llama_scale.adapters.lora_module import Lora
 from llama_scale.adapters.prefix_module import Prefix
 from llama_scale.convert.hf_mixture import modeling_llama_scale as modelling
+from llama_scale.convert.hf_mixture.mixing import CACHE, LlamaScaleCache
 from llama_scale.gates.linear_module import LinearGate
 
 LAYERS, HIDDEN, FFN, HEADS, KV, HEAD = 3, 12, 20, 3, 1, 4
@@ -159,8 +160,9 @@ def test_the_posterior_is_the_mixture_of_whole_sequences():
     near(brute.exp().sum(), torch.tensor(1.0))
 
 
+@pytest.mark.parametrize("argument", ["past_key_values", "cache"])
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_cache_and_padding_change_nothing(weights):
+def test_cache_and_padding_change_nothing(weights, argument):
     model, ids = make(weights), tokens()
     whole = log_probs(model, ids)
     padded = torch.cat((tokens(2, 4), ids), 1)
@@ -178,8 +180,8 @@ def test_cache_and_padding_change_nothing(weights):
     cache, pieces = None, []
     for first, last in ((0, 2), (2, 5), (5, 6), (6, 13)):
         with torch.no_grad():
-            output = model(rows[:, first:last], attention_mask=mask[:, :last], past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+            output = model(rows[:, first:last], attention_mask=mask[:, :last], use_cache=True, **{argument: cache})
+        cache = getattr(output, CACHE)
         pieces.append(output.logits)
     joined = torch.cat(pieces, 1)
     near(joined[0, 4:], whole[0])
@@ -207,6 +209,10 @@ def test_generation(weights):
     assert torch.equal(sampled, made(do_sample=True, num_return_sequences=3, use_cache=False))
     beams = made(num_beams=3, do_sample=False)
     assert torch.equal(beams, made(num_beams=3, do_sample=False, use_cache=False))
+    for argument in ("past_key_values", "cache"):
+        cache = LlamaScaleCache()
+        assert torch.equal(made(do_sample=False, **{argument: cache})[:, 9:], greedy)
+        assert cache.get_seq_length() > 0
 
 
 def test_loss_and_inner_model():
@@ -230,14 +236,14 @@ def test_what_it_refuses():
         model(ids, output_hidden_states=True)
     with pytest.raises(ValueError, match="reads input_ids, not inputs_embeds"):
         model(inputs_embeds=torch.zeros(1, 2, HIDDEN))
-    with pytest.raises(TypeError, match="makes its own cache; pass past_key_values=None, not a DynamicCache"):
-        model(ids, past_key_values=DynamicCache(), use_cache=True)
+    with pytest.raises(TypeError, match=f"makes its own cache; pass {CACHE}=None, not a DynamicCache"):
+        model(ids, **{CACHE: DynamicCache()}, use_cache=True)
     with pytest.raises(ValueError, match=r"attention_mask has the shape \[2, 3\]; it must be \[2, 9\]"):
         model(ids, attention_mask=torch.ones(2, 3))
-    cache = model(ids, use_cache=True).past_key_values
+    cache = getattr(model(ids, use_cache=True), CACHE)
     model.set_adapter("a.0")
     with pytest.raises(ValueError, match="this cache was filled for the adapters"):
-        model(ids[:, :1], past_key_values=cache, use_cache=True)
+        model(ids[:, :1], **{CACHE: cache}, use_cache=True)
     with pytest.raises(NotImplementedError, match="cannot go back, which assisted generation needs"):
         cache.crop(1)
     with pytest.raises(ValueError, match=r"'x\.y' of an adapter's file belongs to no layer"):
