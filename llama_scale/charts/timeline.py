@@ -19,7 +19,7 @@ def pipeline_timeline(plan: RunPlan, *, recomputes: bool = False, width: float =
     """Draw one step of one replica, or its beginning with fewer micro-batches where there are too many to see.
 
     A pass takes time in proportion to its layers, a backward pass twice as much, or three times where all layers are
-    computed again; transfers take none.
+    computed again; less where adapters freeze the base. Transfers take none.
 
     Args:
         plan: The plan.
@@ -28,11 +28,8 @@ def pipeline_timeline(plan: RunPlan, *, recomputes: bool = False, width: float =
     """
     stages = plan.topology.pp_size
     drawn = _drawn(plan)
-    lines = simulate(
-        micro_batches=drawn,
-        forward_time=[[float(len(chunk.layers)) for chunk in stage] for stage in plan.stages],
-        backward_ratio=3.0 if recomputes else 2.0,
-    )
+    forward, backward = plan.pass_times(recomputes=recomputes)
+    lines = simulate(micro_batches=drawn, forward_time=forward, backward_time=backward)
     length = max(line[-1].end for line in lines)
     row = max(_LEAST_ROW, min(_MOST_ROW, 420.0 / stages))
     scale = (width - _LEFT - _RIGHT) / length

@@ -126,7 +126,7 @@ def plan_document(plan: RunPlan, *, spec: RunSpec, speed: Estimate | None) -> di
         "model_parameters": model_numel(plan.shape),
         "tokens_per_step": plan.batch.tokens_per_step,
         "tokens": plan.batch.tokens_per_step * plan.steps,
-        "model_flops_per_token": model_flops_per_token(plan.shape, plan.batch.seq_length),
+        "model_flops_per_token": model_flops_per_token(plan.shape, plan.batch.seq_length, frozen=plan.frozen),
     }
     if spec.cluster.site is not None:
         document["derived"]["fits"] = not problems(spec, plan)

@@ -133,7 +133,7 @@ def _step_table(plan: RunPlan) -> Table:
     made.add_row("idle share of a step", f"{schedule.idle_share:.2%}")
     held = ", ".join(f"{n:g}" for n in schedule.in_flight)
     made.add_row("micro-batches held", f"{held} (stage by stage)")
-    flops = model_flops_per_token(plan.shape, batch.seq_length)
+    flops = model_flops_per_token(plan.shape, batch.seq_length, frozen=plan.frozen)
     made.add_row("model FLOPs per token", f"{flops:.4g} (PaLM's MFU: attention in full)")
     return made
 

@@ -64,11 +64,14 @@ def estimate(
         usd_per_hour: Price of one device for an hour; None: the hardware's own, if it has one.
         constants: The model's constants.
     """
-    step = step_time(spec_workload(spec, hardware=hardware), constants=constants)
+    workload = spec_workload(spec, hardware=hardware)
+    step = step_time(workload, constants=constants)
     devices = plan.topology.world_size
     speed = plan.batch.tokens_per_step / step.total
-    model = model_flops_per_token(plan.shape, plan.batch.seq_length)
-    again = recomputed_flops_per_token(plan.shape, plan.batch.seq_length, stages=plan.stages, recompute=spec.recompute)
+    model = model_flops_per_token(plan.shape, plan.batch.seq_length, frozen=workload.frozen)
+    again = recomputed_flops_per_token(
+        plan.shape, plan.batch.seq_length, stages=plan.stages, recompute=spec.recompute, frozen=workload.frozen
+    )
     peak = hardware.bf16_tflops * _TERA * devices
     seconds = step.total * plan.steps
     hours = seconds / 3600 * devices

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from llama_scale.plan.communication import Fabric
 from llama_scale.plan.kernels import Device, attention_seconds, gemm_seconds
-from llama_scale.plan.workload import Workload
+from llama_scale.plan.workload import Frozen, Workload
 
 _MICRO = 1e-6
 
@@ -55,7 +55,10 @@ class LayerTime:
 
 
 def layer_time(workload: Workload, *, device: Device, fabric: Fabric) -> LayerTime:
-    """Return the time of one layer."""
+    """Return the time of one layer, of a frozen base's one with the adapters' products and without its own weights'."""
+    frozen = workload.frozen
+    if workload.copies > 1:
+        workload = replace(workload, micro_batch=workload.micro_batch * workload.copies)
     gemm = _gemms(workload, device)
     model, parallel = workload.model, workload.parallel
     attention = attention_seconds(
@@ -67,17 +70,30 @@ def layer_time(workload: Workload, *, device: Device, fabric: Fabric) -> LayerTi
         device=device,
     )
     pointwise = _pointwise(workload, device)
+    forward_kernels, backward_kernels = _KERNELS, 2 * _KERNELS
+    if frozen is not None:
+        products, bytes_ = _adapters(workload, frozen, device)
+        gemm = gemm[0] + products, gemm[1] + 2 * products
+        pointwise = pointwise[0] + bytes_, pointwise[1] + bytes_
+        more = len(frozen.matrices) // frozen.adapters
+        forward_kernels, backward_kernels = _KERNELS + more, _KERNELS + 2 * more
     tensor = _traffic(workload, fabric, gemm=gemm, attention=attention)
     constants = device.constants
     eager = 0 if workload.software.fused else _EAGER_KERNELS
     comms = 4 if parallel.tp > 1 else 0
     launch = []
-    for part, kernels in ((0, _KERNELS + eager + comms), (1, 2 * (_KERNELS + eager) + comms)):
+    for part, kernels in ((0, forward_kernels + eager + comms), (1, backward_kernels + 2 * eager + comms)):
         busy = gemm[part] + attention[part] + pointwise[part] + tensor[part] + kernels * constants.kernel_us * _MICRO
         issued = kernels * constants.dispatch_us * _MICRO
         waited = (busy**_SMOOTH + issued**_SMOOTH) ** (1 / _SMOOTH) - busy
         launch.append(kernels * constants.kernel_us * _MICRO + waited)
     return LayerTime(gemm=gemm, attention=attention, pointwise=pointwise, launch=(launch[0], launch[1]), tensor=tensor)
+
+
+def trunk_time(workload: Workload, *, device: Device, fabric: Fabric) -> LayerTime:
+    """Return the time of a layer below all adapters: one forward pass, of each sample once."""
+    whole = layer_time(replace(workload, frozen=None), device=device, fabric=fabric)
+    return LayerTime(**{field.name: (getattr(whole, field.name)[0], 0.0) for field in fields(whole)})
 
 
 def _gemms(workload: Workload, device: Device) -> tuple[float, float]:
@@ -98,8 +114,20 @@ def _gemms(workload: Workload, device: Device) -> tuple[float, float]:
     for factor, group in ((1.0, shapes), (times, mlp)):
         for m, n, k in group:
             forward += factor * gemm_seconds(m, n, k, device=device)
-            backward += factor * (gemm_seconds(m, k, n, device=device) + gemm_seconds(n, k, m, device=device))
+            backward += factor * gemm_seconds(m, k, n, device=device)
+            if workload.frozen is None:
+                backward += factor * gemm_seconds(n, k, m, device=device)
     return forward, backward
+
+
+def _adapters(workload: Workload, frozen: Frozen, device: Device) -> tuple[float, float]:
+    """Return the seconds of one pass over what adapters add to a layer: its products, and adding their results."""
+    tokens, products, moved = workload.tokens, 0.0, 0.0
+    for rows, columns in frozen.matrices:
+        if columns:
+            products += gemm_seconds(tokens, rows, columns, device=device)
+        moved += 2.0 * tokens * rows * workload.element_bytes
+    return products / frozen.adapters, device.bytes_seconds(moved) / frozen.adapters
 
 
 def _pointwise(workload: Workload, device: Device) -> tuple[float, float]:
@@ -166,12 +194,13 @@ def _traffic(
 
 def head_time(workload: Workload, *, device: Device) -> tuple[float, float]:
     """Return the time of the output layer and the loss for one micro-batch, forward and backward."""
-    model, tokens, tp = workload.model, workload.tokens, workload.parallel.tp
+    model, tokens, tp = workload.model, workload.tokens * workload.copies, workload.parallel.tp
     vocab = -(-model.vocab // tp)
     rate = device.gemm_16 if workload.precision != "fp32" else device.gemm
     forward = gemm_seconds(tokens, vocab, model.hidden, device=device, rate=rate)
     backward = gemm_seconds(tokens, model.hidden, vocab, device=device, rate=rate)
-    backward += gemm_seconds(vocab, model.hidden, tokens, device=device, rate=rate)
+    if workload.frozen is None:
+        backward += gemm_seconds(vocab, model.hidden, tokens, device=device, rate=rate)
     # fp32 logits: written, read for the maximum, the sum and the loss; gradient written and cast.
     logits = float(tokens) * (vocab if workload.software.parallel_loss else model.vocab)
     return forward + device.bytes_seconds(16 * logits), backward + device.bytes_seconds(12 * logits)
@@ -180,5 +209,7 @@ def head_time(workload: Workload, *, device: Device) -> tuple[float, float]:
 def embedding_time(workload: Workload, *, device: Device) -> tuple[float, float]:
     """Return the time of the embedding look-up and of its gradient's scatter, forward and backward."""
     moved = 2.0 * workload.tokens * workload.model.hidden * workload.element_bytes
+    if workload.frozen is not None:
+        return device.bytes_seconds(moved), 0.0
     table = 4.0 * workload.model.vocab * workload.model.hidden / workload.parallel.tp
     return device.bytes_seconds(moved), device.bytes_seconds(moved + table)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from llama_scale.plan.frozen_base import lora_frozen
 from llama_scale.plan.hardware import HARDWARE, Hardware, find_hardware
 from llama_scale.plan.workload import (
     AttentionKernel,
     Dimensions,
+    Frozen,
     Parallelism,
     Precision,
     RecomputeKind,
@@ -117,8 +119,20 @@ def read_row(row: Mapping[str, str]) -> tuple[Workload, list[str]]:
         seq_length=reader.number("seq_len", 2048),
         micro_batch=micro,
         global_batch=reader.number("global_batch", micro * parallel.dp),
+        frozen=_frozen(reader, model, parallel),
     )
     return workload, reader.notes
+
+
+def _frozen(reader: RowReader, model: Dimensions, parallel: Parallelism) -> Frozen | None:
+    if reader.text("task").lower() != "lora":
+        return None
+    reader.notes.append(f"task='lora' taken as rank {_LORA_RANK} on all linear layers")
+    return lora_frozen(model, rank=_LORA_RANK, tp_size=parallel.tp)
+
+
+_LORA_RANK = 16
+"""Published fine-tuning benchmarks do not print it; common recipes have 8 to 32, and time hardly depends on it."""
 
 
 def _hardware(reader: RowReader) -> Hardware:

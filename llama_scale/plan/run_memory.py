@@ -8,12 +8,14 @@ from llama_scale.plan.activations import LOGITS_BLOCK_ELEMENTS
 from llama_scale.plan.constants import DEFAULT, Constants
 from llama_scale.plan.hardware import device_bytes
 from llama_scale.plan.workload import Workload
-from llama_scale.plan.workload_sizes import layer_numel, stage_counts, stage_numel
+from llama_scale.plan.workload_sizes import layer_numel, stage_numel, trained_layers, trained_numel
 
 _GB, _GIB = 1e9, float(1 << 30)
 
 _KEPT_OPERATIONS = 0.4
 """Share of a layer's activations that keeping every other matrix product and the attention output leaves."""
+
+_ADAPTER_BYTES = 4
 
 _GATHERED_LAYERS = 2
 """Layers whose weights ZeRO-3 holds whole at once: the one at work and the one that is fetched."""
@@ -78,17 +80,20 @@ class RunMemory:
 def run_memory(workload: Workload, *, constants: Constants = DEFAULT) -> RunMemory:
     """Predict the memory of the fullest rank."""
     pp = workload.parallel.pp
+    # Of equal stages the second is like the first without the embedding; adapters may begin anywhere.
+    stages = range(pp) if workload.frozen is not None else sorted({0, min(1, pp - 1), pp - 1})
     return max(
-        (stage_run_memory(workload, stage, constants=constants) for stage in sorted({0, min(1, pp - 1), pp - 1})),
+        (stage_run_memory(workload, stage, constants=constants) for stage in stages),
         key=lambda memory: memory.used,
     )
 
 
 def stage_run_memory(workload: Workload, stage: int, *, constants: Constants = DEFAULT) -> RunMemory:
     """Predict the memory of one rank of a stage."""
-    numel = stage_numel(workload, stage)
-    weights, gradients, optimizer, buffers = _states(workload, numel)
-    activations = _activations(workload, stage) + _working_bytes(workload)
+    weights, gradients, optimizer, buffers = _states(workload, stage)
+    activations = _activations(workload, stage)
+    if trained_layers(workload)[stage]:
+        activations += _working_bytes(workload)
     logits = _logits(workload) if stage == workload.parallel.pp - 1 else 0.0
     return RunMemory(
         stage=stage,
@@ -104,21 +109,27 @@ def stage_run_memory(workload: Workload, stage: int, *, constants: Constants = D
     )
 
 
-def _states(workload: Workload, numel: float) -> tuple[float, float, float, float]:
+def _states(workload: Workload, stage: int) -> tuple[float, float, float, float]:
     """Return bytes of weights, gradients, optimizer state and buffers (Rajbhandari et al. 2020, section 3)."""
-    parallel = workload.parallel
+    parallel, frozen = workload.parallel, workload.frozen is not None
     size, software = workload.element_bytes, workload.software
     replicas = parallel.dp * parallel.cp
     inside = max(1, min(replicas, workload.devices_per_node // parallel.tp))
     shards = {"none": 1, "zero1-node": inside, "hsdp": inside}.get(parallel.sharding, replicas)
-    state = software.optimizer_bytes - (4 if size == 4 else 0)
+    numel, held = trained_numel(workload, stage), stage_numel(workload, stage)
+    # Adapters are fp32 weights without a second copy; only ZeRO updates a copy of its own.
+    state = software.optimizer_bytes - (4 if size == 4 or frozen else 0)
     optimizer = float(state) * numel / shards
-    weights, gradients, buffers = float(size) * numel, float(software.gradient_bytes) * numel, 0.0
+    weights, gradients, buffers = float(size) * held, float(software.gradient_bytes) * numel, 0.0
+    if frozen:
+        weights += _ADAPTER_BYTES * numel
     if parallel.sharding in ("zero2", "zero3", "hsdp"):
         gradients /= shards
     if parallel.sharding in ("zero3", "hsdp"):
-        weights = 0.0  # the masters are the sharded weights; layers exist in 16 bits while they are gathered
-        buffers = layer_numel(workload) * (_GATHERED_LAYERS * size + software.gradient_bytes)
+        # The masters are the sharded weights; layers exist in 16 bits while they are gathered.
+        weights = weights / shards if frozen else 0.0
+        layer = layer_numel(workload)
+        buffers = layer * _GATHERED_LAYERS * size + (0 if frozen else layer * software.gradient_bytes)
     buffers += min(software.bucket_bytes, 2 * software.gradient_bytes * numel)
     return weights, gradients, optimizer, buffers
 
@@ -154,7 +165,7 @@ def _working_bytes(workload: Workload) -> float:
     """Return what the backward pass of one layer holds for a moment: gradients of the MLP and of the stream."""
     model, parallel = workload.model, workload.parallel
     inner = model.mlp_matrices * model.active_mlp_width / parallel.tp
-    return float(workload.tokens) * (inner + 2 * model.hidden) * workload.element_bytes
+    return float(workload.copies * workload.tokens) * (inner + 2 * model.hidden) * workload.element_bytes
 
 
 def _activations(workload: Workload, stage: int) -> float:
@@ -162,8 +173,9 @@ def _activations(workload: Workload, stage: int) -> float:
     layer, core = _layer_bytes(workload)
     boundary: float = workload.tokens * workload.model.hidden * workload.element_bytes
     boundary = boundary / (parallel.tp if parallel.sequence else 1)
-    counts = stage_counts(workload.model.layers, parallel)[stage :: parallel.pp]
-    layers = sum(counts)
+    layers = trained_layers(workload)[stage]
+    if not layers:
+        return 0.0
     again = 0.0
     kept = layer
     if parallel.recompute == "selective" and workload.software.selective_operations:
@@ -175,7 +187,7 @@ def _activations(workload: Workload, stage: int) -> float:
         share = parallel.recompute_layers
         kept = share * boundary + (1 - share) * layer
         again = max(0.0, layer - boundary)
-    return _in_flight(workload, stage) * layers * kept + again
+    return workload.copies * (_in_flight(workload, stage) * layers * kept + again)
 
 
 def _in_flight(workload: Workload, stage: int) -> float:
@@ -190,7 +202,7 @@ def _in_flight(workload: Workload, stage: int) -> float:
 def _logits(workload: Workload) -> float:
     software = workload.software
     vocab = workload.model.vocab / (workload.parallel.tp if software.parallel_loss else 1)
-    logits = workload.tokens * vocab
+    logits = workload.copies * workload.tokens * vocab
     if software.chunked_loss:
         logits = min(logits, float(LOGITS_BLOCK_ELEMENTS))
     return logits * software.logits_bytes

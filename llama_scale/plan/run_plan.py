@@ -14,9 +14,10 @@ from llama_scale.plan.activations import ActivationCase
 from llama_scale.plan.extensions import extra_parameters
 from llama_scale.plan.extra_memory import first_trained_layer, mixture_copies, stage_extra, with_extra
 from llama_scale.plan.memory import StageMemory, element_bytes, stage_memory
-from llama_scale.plan.schedule import Schedule, make_schedule
+from llama_scale.plan.schedule import Schedule, make_schedule, pass_times
 from llama_scale.plan.stages import Stages, make_stages
 from llama_scale.plan.topology import Topology
+from llama_scale.plan.workload import Frozen
 from llama_scale.spec.model import InlineModel, ModelShape
 from llama_scale.spec.run import RunSpec
 
@@ -63,6 +64,7 @@ class RunPlan:
         schedule: The pipeline's schedule.
         extra: Parameters that adapters, task heads and the mixture add to the base's table.
         base_trainable: Whether training updates the base; adapters freeze it.
+        copies: Rows that a mixture makes of one sample in the layers from the first adapter on.
     """
 
     name: str
@@ -80,6 +82,7 @@ class RunPlan:
     schedule: Schedule
     extra: tuple[Parameter, ...] = ()
     base_trainable: bool = True
+    copies: int = 1
 
     def all_parameters(self) -> Iterator[Parameter]:
         """Yield the base's parameters, then what extensions add, each once."""
@@ -89,6 +92,26 @@ class RunPlan:
     def trains(self, parameter: Parameter) -> bool:
         """Tell whether training updates a parameter; what it does not is in no checkpoint of the run."""
         return self.base_trainable if parameter.owner == "base" else parameter.trainable
+
+    @property
+    def first_trained(self) -> int:
+        """The lowest layer that backward passes go through; as many as there are layers if only heads train."""
+        return 0 if self.base_trainable else first_trained_layer(self.extra, self.shape.num_layers)
+
+    @property
+    def frozen(self) -> Frozen | None:
+        """How far backward passes go and how many rows they have; None if the base trains."""
+        return None if self.base_trainable else Frozen(first_layer=self.first_trained, copies=self.copies)
+
+    def pass_times(self, *, recomputes: bool = False) -> tuple[list[list[float]], list[list[float]]]:
+        """Return how long each chunk's forward and backward pass take, see ``schedule.pass_times``."""
+        return pass_times(
+            self.stages,
+            first_trained=self.first_trained,
+            copies=self.copies,
+            frozen=not self.base_trainable,
+            recomputes=recomputes,
+        )
 
     @property
     def virtual_stages(self) -> int:
@@ -151,6 +174,13 @@ def make_plan(spec: RunSpec) -> RunPlan:
     batch = _batch(spec)
     assert spec.train.steps is not None
     extra = extra_parameters(spec, shape)
+    copies = mixture_copies(spec)
+    forward, backward = pass_times(
+        stages,
+        first_trained=first_trained_layer(extra, shape.num_layers) if spec.adapters else 0,
+        copies=copies,
+        frozen=bool(spec.adapters),
+    )
     return RunPlan(
         name=spec.name,
         spec_digest=spec_digest(spec),
@@ -166,10 +196,8 @@ def make_plan(spec: RunSpec) -> RunPlan:
         memory=_memory(spec, shape, stages=stages, topology=topology, batch=batch, extra=extra),
         extra=extra,
         base_trainable=not spec.adapters,
-        schedule=make_schedule(
-            micro_batches=batch.accumulation,
-            chunk_layers=[[len(chunk.layers) for chunk in stage] for stage in stages],
-        ),
+        copies=copies,
+        schedule=make_schedule(micro_batches=batch.accumulation, forward_time=forward, backward_time=backward),
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llama_scale.plan.stages import Stages
+
 ScheduleKind = Literal["no-pipeline", "1f1b", "interleaved"]
 
 
@@ -121,19 +123,23 @@ def steady_order(*, pp_rank: int, pp_size: int, micro_batches: int, vp_size: int
 
 
 def simulate(
-    *, micro_batches: int, forward_time: Sequence[Sequence[float]], backward_ratio: float = 2.0
+    *,
+    micro_batches: int,
+    forward_time: Sequence[Sequence[float]],
+    backward_time: Sequence[Sequence[float]] | None = None,
 ) -> tuple[tuple[TimedOp, ...], ...]:
     """Run a step on a clock: every pass starts when its stage is free and its input is there.
 
     Args:
         micro_batches: Micro-batches of the step.
         forward_time: Duration of one forward pass, ``[pp_rank][virtual_rank]``, in any unit.
-        backward_ratio: Duration of a backward pass over that of the forward pass.
+        backward_time: Duration of one backward pass; None: twice that of the forward pass.
 
     Returns:
         For each stage its passes with start and end, in the given unit; transfers take no time.
     """
     pp_size, vp_size = len(forward_time), len(forward_time[0])
+    times = forward_time, backward_time or _twice(forward_time)
     orders = [
         stage_order(pp_rank=p, pp_size=pp_size, micro_batches=micro_batches, vp_size=vp_size) for p in range(pp_size)
     ]
@@ -151,9 +157,8 @@ def simulate(
                 needs = _input_of(op, virtual=virtual, last=last)
                 if needs is not None and needs not in ready:
                     break
-                duration = forward_time[p][op.virtual_rank] * (backward_ratio if op.backward else 1.0)
                 start = max(clocks[p], ready[needs] if needs is not None else 0.0)
-                clocks[p] = start + duration
+                clocks[p] = start + times[op.backward][p][op.virtual_rank]
                 ready[(op.backward, virtual, op.micro_batch)] = clocks[p]
                 timelines[p].append(TimedOp(op=op, start=start, end=clocks[p]))
                 progress = True
@@ -170,29 +175,61 @@ def _input_of(op: Op, *, virtual: int, last: int) -> tuple[bool, int, int] | Non
     return (True, virtual + 1, op.micro_batch) if virtual < last else (False, virtual, op.micro_batch)
 
 
+def _twice(times: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[2.0 * time for time in stage] for stage in times]
+
+
 def simulated_bubble(
-    *, micro_batches: int, forward_time: Sequence[Sequence[float]], backward_ratio: float = 2.0
+    *,
+    micro_batches: int,
+    forward_time: Sequence[Sequence[float]],
+    backward_time: Sequence[Sequence[float]] | None = None,
 ) -> float:
     """Return the simulated step's length over the mean busy time of its stages, less 1.
 
     Equals :func:`bubble_fraction` for equal stages; uneven stages wait for the slowest.
     """
-    timelines = simulate(micro_batches=micro_batches, forward_time=forward_time, backward_ratio=backward_ratio)
+    backward = backward_time or _twice(forward_time)
+    timelines = simulate(micro_batches=micro_batches, forward_time=forward_time, backward_time=backward)
     length = max(line[-1].end for line in timelines)
-    busy = micro_batches * (1 + backward_ratio) * sum(map(sum, forward_time)) / len(forward_time)
+    busy = micro_batches * (sum(map(sum, forward_time)) + sum(map(sum, backward))) / len(forward_time)
     return length / busy - 1
 
 
-def make_schedule(*, micro_batches: int, chunk_layers: Sequence[Sequence[int]]) -> Schedule:
-    """Summarise one step of a pipeline whose chunks hold these many layers, ``[pp_rank][virtual_rank]``."""
-    pp_size, vp_size = len(chunk_layers), len(chunk_layers[0])
-    equal = len({count for stage in chunk_layers for count in stage}) == 1
+def pass_times(
+    stages: Stages, *, first_trained: int = 0, copies: int = 1, frozen: bool = False, recomputes: bool = False
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Return how long each chunk's forward and backward pass take, ``[pp_rank][virtual_rank]``, in layers.
+
+    A backward pass takes twice as long as the forward pass: gradients of activations, and of weights where these are
+    not frozen. Recomputing all layers adds a forward pass.
+
+    Args:
+        stages: The chunks.
+        first_trained: Layers below it have no backward pass.
+        copies: Rows that a mixture makes of one sample from that layer on.
+        frozen: The base's weights have no gradients.
+        recomputes: Whole layers are computed again.
+    """
+    trained = [[copies * sum(n >= first_trained for n in chunk.layers) for chunk in stage] for stage in stages]
+    below = [[sum(n < first_trained for n in chunk.layers) for chunk in stage] for stage in stages]
+    factor = (1 if frozen else 2) + recomputes
+    forward = [
+        [float(a + b) for a, b in zip(one, other, strict=True)] for one, other in zip(trained, below, strict=True)
+    ]
+    return forward, [[float(factor * a) for a in one] for one in trained]
+
+
+def make_schedule(
+    *, micro_batches: int, forward_time: Sequence[Sequence[float]], backward_time: Sequence[Sequence[float]]
+) -> Schedule:
+    """Summarise one step of a pipeline whose passes take this long, ``[pp_rank][virtual_rank]``."""
+    pp_size, vp_size = len(forward_time), len(forward_time[0])
+    equal = all(len({time for stage in times for time in stage}) == 1 for times in (forward_time, backward_time))
     if equal:
         bubble = bubble_fraction(pp_size=pp_size, micro_batches=micro_batches, vp_size=vp_size)
     else:
-        bubble = simulated_bubble(
-            micro_batches=micro_batches, forward_time=[[float(n) for n in stage] for stage in chunk_layers]
-        )
+        bubble = simulated_bubble(micro_batches=micro_batches, forward_time=forward_time, backward_time=backward_time)
     kind: ScheduleKind = "no-pipeline" if pp_size == 1 else "1f1b" if vp_size == 1 else "interleaved"
     in_flight = tuple(
         peak_held(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llama_scale.plan.communication import make_fabric
 from llama_scale.plan.constants import DEFAULT, Constants
+from llama_scale.plan.frozen_base import spec_extra, spec_frozen
 from llama_scale.plan.hardware import Hardware
 from llama_scale.plan.kernels import make_device
-from llama_scale.plan.layer_time import LayerTime
 from llama_scale.plan.run_memory import RunMemory, run_memory
 from llama_scale.plan.search_space import Candidate, candidates
 from llama_scale.plan.spec_workload import (
@@ -20,8 +20,8 @@ from llama_scale.plan.spec_workload import (
     spec_dimensions,
     spec_precision,
 )
-from llama_scale.plan.step_time import LayerTimer, StepTime, make_timer, step_time
-from llama_scale.plan.workload import Dimensions, Parallelism, Workload
+from llama_scale.plan.step_time import LayerTimer, PassTimes, StepTime, make_timer, step_time
+from llama_scale.plan.workload import Dimensions, Frozen, Parallelism, Workload
 
 if TYPE_CHECKING:
     from llama_scale.spec.run import RunSpec
@@ -146,7 +146,8 @@ class _Builder:
 
     def __init__(self, spec: RunSpec, *, hardware: Hardware, devices_per_node: int) -> None:
         self._spec, self._hardware, self._node = spec, hardware, devices_per_node
-        self._models: dict[int, Dimensions] = {}
+        self._models: dict[int, tuple[Dimensions, Frozen | None]] = {}
+        self._extra = spec_extra(spec)
         self._precision = spec_precision(spec)
         self._gradients = 2 if spec.precision.gradients == "bf16" else 4
 
@@ -157,9 +158,11 @@ class _Builder:
         recompute: Any = candidate.recompute
         tp = parallel.tensor
         if tp not in self._models:
-            self._models[tp] = spec_dimensions(self._spec, tp_size=tp)
+            frozen = spec_frozen(self._spec, self._extra, tp_size=tp)
+            self._models[tp] = spec_dimensions(self._spec, tp_size=tp), frozen
+        model, frozen = self._models[tp]
         return Workload(
-            model=self._models[tp],
+            model=model,
             parallel=Parallelism(
                 dp=parallel.data,
                 tp=tp,
@@ -172,17 +175,20 @@ class _Builder:
                     recompute,
                     stage_layers=parallel.stage_layers,
                     chunks=parallel.pipeline * parallel.virtual_stages,
-                    layers=self._models[tp].layers,
+                    layers=model.layers,
                 ),
                 stage_layers=parallel.stage_layers,
             ),
-            software=engine_software(engine, pp_size=parallel.pipeline, gradient_bytes=self._gradients),
+            software=engine_software(
+                engine, pp_size=parallel.pipeline, gradient_bytes=self._gradients if frozen is None else 4
+            ),
             hardware=self._hardware,
             devices_per_node=self._node,
             precision=self._precision,
             seq_length=self._spec.data.seq_length,
             micro_batch=candidate.batch.micro,
             global_batch=candidate.batch.global_,
+            frozen=frozen,
         )
 
 
@@ -190,9 +196,9 @@ def _remembering(workload: Workload, *, constants: Constants) -> LayerTimer:
     """Return a timer that computes each distinct layer once."""
     device = make_device(workload.hardware, precision=workload.precision, constants=constants)
     plain = make_timer(device, make_fabric(workload, constants=constants))
-    known: dict[tuple[int, int, bool, bool], tuple[LayerTime, tuple[float, float], tuple[float, float]]] = {}
+    known: dict[tuple[int, int, bool, bool], PassTimes] = {}
 
-    def timer(one: Workload) -> tuple[LayerTime, tuple[float, float], tuple[float, float]]:
+    def timer(one: Workload) -> PassTimes:
         key = (one.micro_batch, one.parallel.tp, one.parallel.sequence, one.software.overlap_tp)
         if key not in known:
             known[key] = plain(one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llama_scale.layout.parameters import padded_vocab_size
+from llama_scale.plan.frozen_base import spec_extra, spec_frozen
 from llama_scale.plan.hardware import Hardware, scale_up_domain
 from llama_scale.plan.workload import Dimensions, Parallelism, Precision, Sharding, Software, Workload
 
@@ -20,6 +21,7 @@ def spec_workload(spec: RunSpec, *, hardware: Hardware) -> Workload:
     assert batch.micro is not None and batch.global_ is not None, "a resolved spec has all batch numbers"
     model = spec_dimensions(spec)
     chunks = parallel.pipeline * parallel.virtual_stages
+    frozen = spec_frozen(spec, spec_extra(spec), tp_size=parallel.tensor)
     return Workload(
         model=model,
         parallel=Parallelism(
@@ -38,7 +40,7 @@ def spec_workload(spec: RunSpec, *, hardware: Hardware) -> Workload:
         software=engine_software(
             spec.engine,
             pp_size=parallel.pipeline,
-            gradient_bytes=2 if spec.precision.gradients == "bf16" else 4,
+            gradient_bytes=2 if spec.precision.gradients == "bf16" and frozen is None else 4,
         ),
         hardware=hardware,
         devices_per_node=scale_up_domain(
@@ -48,6 +50,7 @@ def spec_workload(spec: RunSpec, *, hardware: Hardware) -> Workload:
         seq_length=spec.data.seq_length,
         micro_batch=batch.micro,
         global_batch=batch.global_,
+        frozen=frozen,
     )
 
 

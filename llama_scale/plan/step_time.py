@@ -10,9 +10,9 @@ from llama_scale.plan.communication import Fabric, make_fabric
 from llama_scale.plan.constants import DEFAULT, Constants
 from llama_scale.plan.data_traffic import exposed_seconds
 from llama_scale.plan.kernels import Device, make_device
-from llama_scale.plan.layer_time import LayerTime, embedding_time, head_time, layer_time
+from llama_scale.plan.layer_time import LayerTime, embedding_time, head_time, layer_time, trunk_time
 from llama_scale.plan.workload import Workload
-from llama_scale.plan.workload_sizes import rank_numel, stage_counts
+from llama_scale.plan.workload_sizes import rank_numel, stage_counts, trained_layers
 
 _OPTIMIZER_BYTES = 38.0
 """Bytes moved for each parameter: AdamW reads gradient, both moments and the master copy, writes three of them and the
@@ -57,7 +57,24 @@ class StepTime:
         return float(sum(getattr(self, field.name) for field in fields(self)))
 
 
-LayerTimer = Callable[[Workload], tuple[LayerTime, tuple[float, float], tuple[float, float]]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassTimes:
+    """Seconds of what one micro-batch passes through.
+
+    Args:
+        layer: A layer that a backward pass goes through.
+        trunk: A layer below all adapters, of a frozen base.
+        head: Output layer and loss, forward and backward.
+        embedding: Embedding, forward and backward.
+    """
+
+    layer: LayerTime
+    trunk: LayerTime | None
+    head: tuple[float, float]
+    embedding: tuple[float, float]
+
+
+LayerTimer = Callable[[Workload], PassTimes]
 
 
 def step_time(workload: Workload, *, constants: Constants = DEFAULT, timer: LayerTimer | None = None) -> StepTime:
@@ -66,58 +83,68 @@ def step_time(workload: Workload, *, constants: Constants = DEFAULT, timer: Laye
     Args:
         workload: The run.
         constants: The model's constants.
-        timer: Gives the times of a layer, of the head and of the embedding; a search passes one that remembers them.
+        timer: Gives the times of layer, head and embedding; a search passes one that remembers them.
     """
     fabric = make_fabric(workload, constants=constants)
     if timer is None:
         device = make_device(workload.hardware, precision=workload.precision, constants=constants)
         timer = make_timer(device, fabric)
-    layer, head, embedding = timer(workload)
+    times = timer(workload)
+    layer, trunk = times.layer, times.trunk
     parallel = workload.parallel
     again = _recomputed(layer, workload)
-    one_layer = layer.forward + layer.backward + again
     counts = stage_counts(workload.model.layers, parallel)
-    stages = [sum(counts[stage :: parallel.pp]) for stage in range(parallel.pp)]
-    busy = [layers * one_layer for layers in stages]
-    busy[0] += sum(embedding)
-    busy[-1] += sum(head)
+    trained = trained_layers(workload)
+    frozen = [sum(counts[stage :: parallel.pp]) - trained[stage] for stage in range(parallel.pp)]
+    below = trunk.forward if trunk is not None else 0.0
+    busy = [trained[stage] * (layer.forward + layer.backward + again) + frozen[stage] * below
+            for stage in range(parallel.pp)]  # fmt: skip
+    busy[0] += sum(times.embedding)
+    busy[-1] += sum(times.head)
     slow = max(range(parallel.pp), key=lambda stage: busy[stage])
     micro = workload.micro_batches
-    ends = (sum(embedding) if slow == 0 else 0.0) + (sum(head) if slow == parallel.pp - 1 else 0.0)
+    ends = (sum(times.embedding) if slow == 0 else 0.0) + (sum(times.head) if slow == parallel.pp - 1 else 0.0)
     transfers = _transfers(workload, fabric, micro=micro)
     bubble = (sum(busy) - busy[slow]) / parallel.vp
-    layers = stages[slow]
-    scale = layers * micro
     seconds = busy[slow] * micro + transfers
     data = exposed_seconds(
-        workload, fabric, forward=layer.forward, backward=layer.backward + again, layers=layers, spare=bubble
-    )
-    optimizer = _optimizer(workload, constants=constants)
+        workload, fabric, forward=layer.forward, backward=layer.backward + again, layers=trained[slow],
+        trunk_layers=frozen[slow], trunk=below,
+    )  # fmt: skip
     nodes = max(1.0, parallel.devices / max(1, workload.devices_per_node))
+
+    def spent(part: str) -> float:
+        seconds: float = trained[slow] * sum(getattr(layer, part))
+        if trunk is not None:
+            seconds += frozen[slow] * sum(getattr(trunk, part))
+        return micro * seconds
+
     return StepTime(
-        gemm=scale * sum(layer.gemm),
-        attention=scale * sum(layer.attention),
-        pointwise=scale * sum(layer.pointwise),
-        launch=scale * sum(layer.launch),
+        gemm=spent("gemm"),
+        attention=spent("attention"),
+        pointwise=spent("pointwise"),
+        launch=spent("launch"),
         head=micro * ends,
-        recompute=scale * again,
-        tensor=scale * sum(layer.tensor),
+        recompute=micro * trained[slow] * again,
+        tensor=spent("tensor"),
         transfers=transfers,
         bubble=bubble,
         data=data,
-        optimizer=optimizer,
+        optimizer=_optimizer(workload, constants=constants),
         straggling=constants.straggler * log2(nodes) * (seconds + bubble),
     )
 
 
 def make_timer(device: Device, fabric: Fabric) -> LayerTimer:
-    """Return a function that times a workload's layer, head and embedding."""
+    """Return a function that times what a workload's micro-batch passes through."""
 
-    def timer(workload: Workload) -> tuple[LayerTime, tuple[float, float], tuple[float, float]]:
-        return (
-            layer_time(workload, device=device, fabric=fabric),
-            head_time(workload, device=device),
-            embedding_time(workload, device=device),
+    def timer(workload: Workload) -> PassTimes:
+        below = workload.frozen is not None and workload.frozen.first_layer > 0
+        return PassTimes(
+            layer=layer_time(workload, device=device, fabric=fabric),
+            trunk=trunk_time(workload, device=device, fabric=fabric) if below else None,
+            head=head_time(workload, device=device),
+            embedding=embedding_time(workload, device=device),
         )
 
     return timer

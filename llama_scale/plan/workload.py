@@ -175,6 +175,29 @@ class Software:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """A base that stays as it is under adapters that train; numbers are those of one rank.
+
+    Args:
+        first_layer: The lowest layer with an adapter that trains; backward passes end there. As many as there are
+            layers if only heads train.
+        copies: Rows that a mixture makes of one sample from that layer on, the output layer included.
+        matrices: Rows and columns of the matrices by which adapters multiply in one layer; rows alone (columns 0) of
+            what they scale or shift by.
+        adapters: How many adapters these belong to; a token meets one of them.
+        layer_numel: Elements that train in each layer.
+        head_numel: Elements that train on the last stage beside the layers.
+    """
+
+    first_layer: int
+    copies: int = 1
+    matrices: tuple[tuple[int, int], ...] = ()
+    adapters: int = 1
+    layer_numel: tuple[int, ...] = ()
+    head_numel: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """One run on one machine.
 
@@ -188,6 +211,7 @@ class Workload:
         seq_length: Tokens of a sample.
         micro_batch: Samples of a forward pass.
         global_batch: Samples of a step.
+        frozen: What trains instead of the model; None: the model does.
     """
 
     model: Dimensions
@@ -199,6 +223,12 @@ class Workload:
     seq_length: int
     micro_batch: int
     global_batch: int
+    frozen: Frozen | None = None
+
+    @property
+    def copies(self) -> int:
+        """Rows of trained layers and the output layer for one sample."""
+        return 1 if self.frozen is None else self.frozen.copies
 
     @property
     def micro_batches(self) -> int:

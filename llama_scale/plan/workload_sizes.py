@@ -42,6 +42,34 @@ def stage_numel(workload: Workload, stage: int) -> float:
 
 
 def rank_numel(workload: Workload) -> float:
-    """Return the weights of a rank of the fullest stage."""
+    """Return the weights that training updates on a rank of the stage that has most of them."""
     last = workload.parallel.pp - 1
+    if workload.frozen is not None:
+        return max(trained_numel(workload, stage) for stage in range(last + 1))
     return max(stage_numel(workload, stage) for stage in {0, last // 2, last})
+
+
+def trained_layers(workload: Workload) -> tuple[int, ...]:
+    """Return the layers of each stage that a backward pass goes through: all, or those from the first adapter on."""
+    parallel, layers = workload.parallel, workload.model.layers
+    first = 0 if workload.frozen is None else workload.frozen.first_layer
+    trained = [0] * parallel.pp
+    end = 0
+    for index, count in enumerate(stage_counts(layers, parallel)):
+        end += count
+        trained[index % parallel.pp] += min(count, max(0, end - first))
+    return tuple(trained)
+
+
+def trained_numel(workload: Workload, stage: int) -> float:
+    """Return the weights of one rank of a stage that training updates."""
+    frozen, parallel = workload.frozen, workload.parallel
+    if frozen is None:
+        return stage_numel(workload, stage)
+    total = frozen.head_numel if stage == parallel.pp - 1 else 0
+    end = 0
+    for index, count in enumerate(stage_counts(workload.model.layers, parallel)):
+        start, end = end, end + count
+        if index % parallel.pp == stage:
+            total += sum(frozen.layer_numel[start:end])
+    return float(total)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def flops_per_step(plan: RunPlan) -> float:
     """Return the model FLOPs of one optimizer step: forward and backward, nothing counted twice for recomputation."""
-    return model_flops_per_token(plan.shape, plan.batch.seq_length) * plan.batch.tokens_per_step
+    return model_flops_per_token(plan.shape, plan.batch.seq_length, frozen=plan.frozen) * plan.batch.tokens_per_step
 
 
 def peak_flops(spec: RunSpec, plan: RunPlan) -> float | None:

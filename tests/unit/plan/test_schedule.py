@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 
 from llama_scale.plan.schedule import (
     Op,
+    Schedule,
     bubble_fraction,
     make_schedule,
+    pass_times,
     peak_held,
     simulate,
     simulated_bubble,
     stage_order,
     steady_order,
 )
+from llama_scale.plan.stages import make_stages
 
 
 def _show(order: tuple[Op, ...]) -> str:
@@ -44,7 +47,9 @@ def test_simulated_timeline_has_the_papers_bubble(pipeline: tuple[int, int, int]
     micro_batches = groups * pp_size
 
     bubble = simulated_bubble(
-        micro_batches=micro_batches, forward_time=[[1.0] * vp_size] * pp_size, backward_ratio=ratio
+        micro_batches=micro_batches,
+        forward_time=[[1.0] * vp_size] * pp_size,
+        backward_time=[[ratio] * vp_size] * pp_size,
     )
 
     expected = bubble_fraction(pp_size=pp_size, micro_batches=micro_batches, vp_size=vp_size)
@@ -99,21 +104,25 @@ def test_short_order_has_the_full_orders_peak(pipeline: tuple[int, int, int], da
     assert peak_held(steady_order(**where), chunk_cost=cost) == peak_held(stage_order(**where), chunk_cost=cost)
 
 
+def schedule(layers: list[list[int]], *, micro_batches: int) -> Schedule:
+    forward = [[float(count) for count in stage] for stage in layers]
+    backward = [[2.0 * count for count in stage] for stage in layers]
+    return make_schedule(micro_batches=micro_batches, forward_time=forward, backward_time=backward)
+
+
 def test_1f1b_holds_pp_minus_stage_micro_batches() -> None:
-    assert make_schedule(micro_batches=8, chunk_layers=[[2]] * 4).in_flight == (4.0, 3.0, 2.0, 1.0)
-    assert make_schedule(micro_batches=2, chunk_layers=[[2]] * 4).in_flight == (2.0, 2.0, 2.0, 1.0)
+    assert schedule([[2]] * 4, micro_batches=8).in_flight == (4.0, 3.0, 2.0, 1.0)
+    assert schedule([[2]] * 4, micro_batches=2).in_flight == (2.0, 2.0, 2.0, 1.0)
 
 
 def test_interleaving_holds_the_papers_factor_more_on_the_first_stage() -> None:
     # Korthikanti et al. 2022, section 4.2.3: the first stage holds L (1 + (p - 1) / (p m)) layers, m chunks a stage.
-    schedule = make_schedule(micro_batches=8, chunk_layers=[[1, 1, 1]] * 4)
-
-    assert schedule.in_flight[0] == pytest.approx(4 * (1 + 3 / (4 * 3)))
+    assert schedule([[1, 1, 1]] * 4, micro_batches=8).in_flight[0] == pytest.approx(4 * (1 + 3 / (4 * 3)))
 
 
 def test_uneven_stages_wait_for_the_slowest() -> None:
-    even = make_schedule(micro_batches=4, chunk_layers=[[3], [3]])
-    uneven = make_schedule(micro_batches=4, chunk_layers=[[2], [4]])
+    even = schedule([[3], [3]], micro_batches=4)
+    uneven = schedule([[2], [4]], micro_batches=4)
 
     assert even.bubble_fraction == pytest.approx(1 / 4)
     # 4 micro-batches of 12 time units on stage 1, plus 2 + 4 for the first forward and last backward of stage 0.
@@ -125,4 +134,15 @@ def test_uneven_stages_wait_for_the_slowest() -> None:
     ("layers", "kind"), [([[4]], "no-pipeline"), ([[2], [2]], "1f1b"), ([[1, 1], [1, 1]], "interleaved")]
 )
 def test_kind_names_the_schedule(layers: list[list[int]], kind: str) -> None:
-    assert make_schedule(micro_batches=4, chunk_layers=layers).kind == kind
+    assert schedule(layers, micro_batches=4).kind == kind
+
+
+def test_passes_of_a_frozen_base_by_hand() -> None:
+    stages = make_stages(8, pp_size=2, vp_size=2)  # layers (0, 1), (4, 5) and (2, 3), (6, 7)
+
+    assert pass_times(stages) == ([[2.0, 2.0]] * 2, [[4.0, 4.0]] * 2)
+    assert pass_times(stages, recomputes=True)[1] == [[6.0, 6.0]] * 2
+    # Three rows from layer 5 on, gradients of activations alone.
+    forward, backward = pass_times(stages, first_trained=5, copies=3, frozen=True)
+    assert forward == [[2.0, 1 + 3.0], [2.0, 6.0]]
+    assert backward == [[0.0, 3.0], [0.0, 6.0]]
