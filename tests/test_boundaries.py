@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"spec", "plan", "launchers", "checkpoint", "data", "extensions", *_BASE},
     "charts": {"plan", "layout", "spec", *_BASE},
     "tune": {"runs", "launchers", "engines", "extensions", "plan", "layout", "spec", *_BASE},
+    "simulate": {"runs", "launchers", "extensions", "data", "checkpoint", "plan", "spec", *_BASE},
     "report": {"charts", "runs", "launchers", "plan", "layout", "spec", *_BASE},
     "adapters": {"extensions", "spec", *_BASE},
     "gates": {"extensions", "spec", *_BASE},

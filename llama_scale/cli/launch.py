@@ -32,8 +32,17 @@ def launch(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the bundle and start nothing.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="With --dry-run: write the bundle into a new folder.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="New folder: with --dry-run for the bundle, with --simulate for everything."
+        ),
     ] = None,
+    simulated: Annotated[
+        bool,
+        typer.Option(
+            "--simulate", help="Train, kill, resume, convert and verify a shrunk twin on this machine's CPUs instead."
+        ),
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the run has started.")] = False,
     runs_dir: RunsDir = DEFAULT_RUNS,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run, instead of the spec's.")] = None,
@@ -47,17 +56,25 @@ def launch(
 ) -> None:
     """Validate, plan, render and run. The run folder is RUNS_DIR/<name>-<utc>-<4hex>.
 
-    Exit status: 0 done, 3 the spec has errors or its plan does not fit, 5 the run could not start or failed, 75 stopped
-    after saving a checkpoint.
+    Exit status: 0 done, 3 the spec has errors or its plan does not fit, 5 the run could not start or failed (with
+    --simulate 6 if a conversion did), 75 stopped after saving a checkpoint.
     """
-    if out is not None and not dry_run:
-        raise typer.BadParameter("--out DIR goes with --dry-run; a run's own folder is chosen with --runs-dir")
+    if out is not None and not (dry_run or simulated):
+        raise typer.BadParameter(
+            "--out DIR goes with --dry-run or --simulate; a run's own folder is chosen with --runs-dir"
+        )
+    if simulated and (dry_run or detach):
+        raise typer.BadParameter("--simulate goes neither with --dry-run nor with --detach")
     changes = [*(overrides or ()), *([f"name={name}"] if name is not None else ())]
     resolved = load_spec(spec, overrides=changes)
     plan = make_plan(resolved)
     overflow = [] if allow_oom else problems(resolved, plan)
     if overflow:
         raise SpecError(overflow)
+    if simulated:
+        from llama_scale.cli.launch_simulate import simulate  # lazy: numpy, and what reads examples
+
+        raise typer.Exit(simulate(resolved, runs_dir=runs_dir, out=out))
     bundle = load_launcher(resolved.launcher.kind).render(resolved, plan, python=sys.executable)
     if dry_run:
         _show(bundle, out)
