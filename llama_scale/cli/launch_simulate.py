@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from llama_scale.cli.output import emit, say
 from llama_scale.simulate.simulation import Simulation, new_folder
@@ -24,5 +28,20 @@ def simulate(spec: RunSpec, *, runs_dir: Path, out: Path | None) -> int:
     folder = new_folder(runs_dir, name=spec.name, out=out)
     say(f"simulating {spec.name} on this machine's CPUs: {folder}")
     emit(str(folder))
-    Simulation(spec, folder=folder, tell=say).run()
+    with _ended_by_sigterm():
+        Simulation(spec, folder=folder, tell=say).run()
     return 0
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM (a CI job's time limit) end a simulation as Ctrl-C does: with all that it started."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
