@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from llama_scale.layout.parameters import Parameter
-from llama_scale.plan.memory import ModelStates, StageMemory, element_bytes, model_states
+from llama_scale.plan.memory import ModelStates, StageMemory, model_states
 from llama_scale.plan.stages import Chunk
 from llama_scale.plan.topology import Topology
 from llama_scale.spec.adapters import mixed_adapters
-from llama_scale.spec.engine import DeepSpeedEngine, Engine
+from llama_scale.spec.engine import Engine
 from llama_scale.spec.precision import Precision
 
 if TYPE_CHECKING:
@@ -60,61 +60,36 @@ def mixture_copies(spec: RunSpec) -> int:
 
 
 def with_extra(
-    memory: StageMemory,
-    extra: ExtraNumel,
-    *,
-    base_trainable: bool,
-    engine: Engine,
-    precision: Precision,
-    topology: Topology,
+    memory: StageMemory, extra: ExtraNumel, *, engine: Engine, topology: Topology, untouched_free: bool
 ) -> StageMemory:
-    """Return a stage's memory less what freezing the base saves, and with what plugins add (in fp32).
+    """Return a stage's memory with what plugins add, in fp32.
 
     Args:
-        memory: One rank's memory when the whole base is trained and nothing is added.
+        memory: One rank's memory without it.
         extra: What plugins add to the rank.
-        base_trainable: False: the base has weights only.
         engine: Engine and its sharding.
-        precision: Number formats of the base.
         topology: Degrees.
+        untouched_free: See ``memory.model_states``.
     """
-    base = memory.states
-    if not base_trainable:
-        base = _frozen(base, memory.parameters, engine=engine, precision=precision)
     added = model_states(
         extra.trained,
         engine=engine,
         precision=Precision(compute="fp32"),
         dp_size=topology.dp_size,
         pp_size=topology.pp_size,
+        untouched_free=untouched_free,
     )
-    parts = (base, added, _weights_only(_FP32_BYTES * extra.constant))
-    states = ModelStates(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(ModelStates)})
+    added = replace(added, weights=added.weights + _FP32_BYTES * extra.constant)
+    states = ModelStates(
+        **{f.name: getattr(memory.states, f.name) + getattr(added, f.name) for f in fields(ModelStates)}
+    )
     return replace(
         memory,
         parameters=memory.parameters + extra.trained + extra.constant,
         states=states,
-        total=memory.total + _on_device(states) - _on_device(memory.states),
+        total=memory.total + _on_device(added),
     )
 
 
 def _on_device(states: ModelStates) -> int:
     return states.weights + states.gradients + states.masters + states.moments + states.buffers
-
-
-def _weights_only(weights: int) -> ModelStates:
-    return ModelStates(weights=weights, gradients=0, masters=0, moments=0, buffers=0, host=0)
-
-
-def _frozen(base: ModelStates, numel: int, *, engine: Engine, precision: Precision) -> ModelStates:
-    """Return the states of a base without gradients and optimizer: ZeRO-3 still divides its weights."""
-    if isinstance(engine, DeepSpeedEngine) and engine.zero == 3:
-        return ModelStates(
-            weights=base.weights,
-            gradients=0,
-            masters=0,
-            moments=0,
-            buffers=base.buffers,
-            host=base.host if engine.offload_parameters is not None else 0,
-        )
-    return _weights_only(element_bytes(precision) * numel)

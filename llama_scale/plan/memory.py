@@ -8,14 +8,15 @@ kernels, the allocator's slack) comes on top.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from llama_scale.layout.parameters import layer_parameters
+from llama_scale.layout.parameters import layer_parameters, padded_vocab_size
 from llama_scale.plan.activations import ActivationCase, logits_bytes, stage_activation_bytes
 from llama_scale.plan.buckets import Shards, stage_shards
 from llama_scale.plan.parameters import stage_numel, stage_parameters
 from llama_scale.plan.stages import Stages
 from llama_scale.plan.topology import Topology
+from llama_scale.plan.zero_buffers import Buckets, ZeroCase, bucket_bytes, gathered_elements
 from llama_scale.plan.zero_shards import ZeroShards, zero_shards
 from llama_scale.spec.engine import DdpEngine, DeepSpeedEngine, Engine, MegatronEngine
 from llama_scale.spec.precision import Precision
@@ -23,9 +24,6 @@ from llama_scale.spec.precision import Precision
 _FP32_BYTES = 4
 _MOMENTS_BYTES = 8
 """AdamW's exp_avg and exp_avg_sq, both fp32."""
-
-_LIVE_ZERO3_LAYERS = 2
-"""Layers whose gathered weights ZeRO-3 holds at once: the one at work and the one that is prefetched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +86,11 @@ def model_states(
     dp_size: int,
     pp_size: int,
     layer_numel: int = 0,
+    head_numel: int = 0,
     shards: Shards | None = None,
     zero: ZeroShards | None = None,
+    trainable: bool = True,
+    untouched_free: bool = False,
 ) -> ModelStates:
     """Return the model states of a rank that holds ``numel`` parameter elements.
 
@@ -100,9 +101,16 @@ def model_states(
         dp_size: Ranks that sharded states are divided over.
         pp_size: Pipeline stages; DeepSpeed's pipeline engine always runs ZeRO-1.
         layer_numel: Elements of one layer on a rank, for ZeRO-3's gathered weights.
+        head_numel: Elements of the output layer on a rank, for the same.
         shards: How the distributed optimizer divides the elements, for the rank that has most; equally if not given.
         zero: How ZeRO divides them; equally and without padding if not given.
+        trainable: False: weights alone, which ZeRO-3 divides and gathers all the same.
+        untouched_free: Memory counts when it is first written, as on CPUs.
     """
+    if not trainable and not (isinstance(engine, DeepSpeedEngine) and engine.zero == 3):
+        return ModelStates(
+            weights=element_bytes(precision) * numel, gradients=0, masters=0, moments=0, buffers=0, host=0
+        )
     weight, gradient = element_bytes(precision), gradient_bytes(precision)
     master = _FP32_BYTES if weight != _FP32_BYTES else 0
     share = -(-numel // dp_size)
@@ -132,7 +140,23 @@ def model_states(
             host=0,
         )
     zero = zero or ZeroShards(whole=numel, share=share, touched=share)
-    return _zero_states(numel, engine=engine, precision=precision, zero=zero, pp_size=pp_size, layer_numel=layer_numel)
+    stage = zero_stage(engine, pp_size=pp_size)
+    case = ZeroCase(
+        stage=stage,
+        dp_size=dp_size,
+        trained=numel if trainable else 0,
+        weight_bytes=weight,
+        gradient_bytes=gradient,
+    )
+    buckets = Buckets(elements=engine.bucket_elements, overlap=engine.overlap_comm, untouched_free=untouched_free)
+    gathered = 0
+    if stage == 3:
+        gathered = weight * gathered_elements(held=numel, layer=layer_numel, whole=head_numel + zero.kept)
+    states = _zero_states(numel, engine=engine, precision=precision, zero=zero, stage=stage)
+    if not trainable:
+        host = states.host if engine.offload_parameters is not None else 0
+        return replace(states, gradients=0, masters=0, moments=0, buffers=gathered, host=host)
+    return replace(states, buffers=gathered + bucket_bytes(buckets, case))
 
 
 def zero_stage(engine: DeepSpeedEngine, *, pp_size: int) -> int:
@@ -141,10 +165,10 @@ def zero_stage(engine: DeepSpeedEngine, *, pp_size: int) -> int:
 
 
 def _zero_states(
-    numel: int, *, engine: DeepSpeedEngine, precision: Precision, zero: ZeroShards, pp_size: int, layer_numel: int
+    numel: int, *, engine: DeepSpeedEngine, precision: Precision, zero: ZeroShards, stage: int
 ) -> ModelStates:
-    weight, gradient = element_bytes(precision), gradient_bytes(precision)
-    stage, share = zero_stage(engine, pp_size=pp_size), zero.share
+    """Return the states without buffers."""
+    weight, gradient, share = element_bytes(precision), gradient_bytes(precision), zero.share
     if stage == 0:
         master = _FP32_BYTES if weight != _FP32_BYTES else 0
         return ModelStates(
@@ -162,8 +186,6 @@ def _zero_states(
     # fp32 buffers, padded.
     flat = gradient != weight
     gradients = {1: zero.whole if flat else numel, 2: share if flat else zero.touched, 3: share}[stage]
-    buckets = min(engine.bucket_elements, numel) * gradient * (2 if engine.overlap_comm else 1)
-    gathered = (min(_LIVE_ZERO3_LAYERS * layer_numel, numel) + zero.kept) * weight if stage == 3 else 0
     host = 0
     if engine.offload_optimizer is not None:
         host += masters + moments
@@ -176,7 +198,7 @@ def _zero_states(
         gradients=gradient * gradients,
         masters=masters,
         moments=moments,
-        buffers=buckets + gathered,
+        buffers=0,
         host=host,
     )
 
@@ -191,8 +213,10 @@ def stage_memory(
     precision: Precision,
     vocab_pad_multiple: int,
     micro_batches: int,
+    trainable: bool = True,
+    untouched_free: bool = False,
 ) -> StageMemory:
-    """Return the memory of one rank of a stage at the peak of a step."""
+    """Return the memory of one rank of a stage at the peak of a step; see ``model_states`` for the last two."""
     tp_size = topology.tp_size
     numel = stage_numel(case.shape, stages, pp_rank=pp_rank, tp_size=tp_size, vocab_pad_multiple=vocab_pad_multiple)
     shards = None
@@ -216,6 +240,8 @@ def stage_memory(
             dp_size=topology.dp_size,
             persistence=engine.persistence_elements,
         )
+    has_head = any(chunk.has_head for chunk in stages[pp_rank])
+    rows = padded_vocab_size(case.shape.vocab_size, tp_size=tp_size, multiple=vocab_pad_multiple)
     states = model_states(
         numel,
         engine=engine,
@@ -223,11 +249,13 @@ def stage_memory(
         dp_size=topology.dp_size,
         pp_size=topology.pp_size,
         layer_numel=sum(p.numel // (1 if p.tp_dim is None else tp_size) for p in layer_parameters(case.shape, 0)),
+        head_numel=rows * case.shape.hidden_size // tp_size if has_head else 0,
         shards=shards,
         zero=zero,
+        trainable=trainable,
+        untouched_free=untouched_free,
     )
     activations = stage_activation_bytes(case, stages, pp_rank=pp_rank, micro_batches=micro_batches)
-    has_head = any(chunk.has_head for chunk in stages[pp_rank])
     logits = logits_bytes(case, vocab_pad_multiple=vocab_pad_multiple) if has_head else 0
     on_device = states.weights + states.gradients + states.masters + states.moments + states.buffers
     return StageMemory(

@@ -9,6 +9,7 @@ from llama_scale.plan.constants import DEFAULT, Constants
 from llama_scale.plan.hardware import device_bytes
 from llama_scale.plan.workload import Workload
 from llama_scale.plan.workload_sizes import layer_numel, stage_numel, trained_layers, trained_numel
+from llama_scale.plan.zero_buffers import ZeroCase, bucket_bytes, gathered_elements
 
 _GB, _GIB = 1e9, float(1 << 30)
 
@@ -118,7 +119,7 @@ def _states(workload: Workload, stage: int) -> tuple[float, float, float, float]
     shards = {"none": 1, "zero1-node": inside, "hsdp": inside}.get(parallel.sharding, replicas)
     numel, held = trained_numel(workload, stage), stage_numel(workload, stage)
     # Adapters are fp32 weights without a second copy; only ZeRO updates a copy of its own.
-    state = software.optimizer_bytes - (4 if size == 4 or frozen else 0)
+    state = software.optimizer_bytes - (4 if (size == 4 or frozen) and software.buckets is None else 0)
     optimizer = float(state) * numel / shards
     weights, gradients, buffers = float(size) * held, float(software.gradient_bytes) * numel, 0.0
     if frozen:
@@ -127,11 +128,26 @@ def _states(workload: Workload, stage: int) -> tuple[float, float, float, float]
         gradients /= shards
     if parallel.sharding in ("zero3", "hsdp"):
         # The masters are the sharded weights; layers exist in 16 bits while they are gathered.
-        weights = weights / shards if frozen else 0.0
-        layer = layer_numel(workload)
-        buffers = layer * _GATHERED_LAYERS * size + (0 if frozen else layer * software.gradient_bytes)
-    buffers += min(software.bucket_bytes, 2 * software.gradient_bytes * numel)
+        weights = weights / shards if frozen or software.buckets else 0.0
+        buffers = _gathered_bytes(workload, stage)
+    if software.buckets is not None:
+        zero = {"none": 0, "zero2": 2, "zero3": 3}.get(parallel.sharding, 1)
+        made = _ADAPTER_BYTES if frozen else size
+        case = ZeroCase(stage=zero, dp_size=replicas, trained=int(numel), weight_bytes=made,
+                        gradient_bytes=software.gradient_bytes)  # fmt: skip
+        buffers += bucket_bytes(software.buckets, case)
     return weights, gradients, optimizer, buffers
+
+
+def _gathered_bytes(workload: Workload, stage: int) -> float:
+    """Return the bytes of weights that a rank of ZeRO-3 holds whole, and of the gradients of the layer at work."""
+    layer, software = layer_numel(workload), workload.software
+    if software.buckets is None:
+        gradients = 0 if workload.frozen is not None else layer * software.gradient_bytes
+        return layer * _GATHERED_LAYERS * workload.element_bytes + gradients
+    whole = workload.model.vocab * workload.model.hidden // workload.parallel.tp
+    held = int(stage_numel(workload, stage))
+    return float(workload.element_bytes * gathered_elements(held=held, layer=int(layer), whole=whole))
 
 
 def _layer_bytes(workload: Workload) -> tuple[float, float]:

@@ -222,6 +222,7 @@ def _memory(
         first_trained=first_trained_layer(extra, shape.num_layers) if spec.adapters else 0,
         copies=mixture_copies(spec),
     )
+    on_cpu = spec.cluster.device == "cpu"
     memory = [
         stage_memory(
             case,
@@ -232,19 +233,20 @@ def _memory(
             precision=spec.precision,
             vocab_pad_multiple=spec.model.vocab_pad_multiple,
             micro_batches=batch.accumulation,
+            trainable=not spec.adapters,
+            untouched_free=on_cpu,
         )
         for pp_rank in range(topology.pp_size)
     ]
-    if not extra and not spec.adapters:
+    if not extra:
         return tuple(memory)
     return tuple(
         with_extra(
             stage,
             stage_extra(extra, stages[stage.pp_rank], tp_size=topology.tp_size),
-            base_trainable=not spec.adapters,
             engine=spec.engine,
-            precision=spec.precision,
             topology=topology,
+            untouched_free=on_cpu,
         )
         for stage in memory
     )

@@ -180,7 +180,10 @@ class _Builder:
                 stage_layers=parallel.stage_layers,
             ),
             software=engine_software(
-                engine, pp_size=parallel.pipeline, gradient_bytes=self._gradients if frozen is None else 4
+                engine,
+                pp_size=parallel.pipeline,
+                gradient_bytes=self._gradients if frozen is None else 4,
+                on_cpu=self._spec.cluster.device == "cpu",
             ),
             hardware=self._hardware,
             devices_per_node=self._node,

@@ -8,6 +8,7 @@ from llama_scale.layout.parameters import padded_vocab_size
 from llama_scale.plan.frozen_base import spec_extra, spec_frozen
 from llama_scale.plan.hardware import Hardware, scale_up_domain
 from llama_scale.plan.workload import Dimensions, Parallelism, Precision, Sharding, Software, Workload
+from llama_scale.plan.zero_buffers import Buckets
 
 if TYPE_CHECKING:
     from llama_scale.spec.engine import Engine
@@ -41,6 +42,7 @@ def spec_workload(spec: RunSpec, *, hardware: Hardware) -> Workload:
             spec.engine,
             pp_size=parallel.pipeline,
             gradient_bytes=2 if spec.precision.gradients == "bf16" and frozen is None else 4,
+            on_cpu=spec.cluster.device == "cpu",
         ),
         hardware=hardware,
         devices_per_node=scale_up_domain(
@@ -96,18 +98,17 @@ def engine_sharding(engine: Engine, *, pp_size: int) -> Sharding:
     return stages[max(engine.zero, 1) if pp_size > 1 else engine.zero]
 
 
-def engine_software(engine: Engine, *, pp_size: int, gradient_bytes: int) -> Software:
+def engine_software(engine: Engine, *, pp_size: int, gradient_bytes: int, on_cpu: bool = False) -> Software:
     """Return what llama-scale's engines do."""
     overlap_grads = overlap_params = overlap_p2p = False
-    buckets = 0
+    buckets = None
     if engine.kind == "megatron":
         overlap_grads, overlap_params = engine.overlap_grad_reduce, engine.overlap_param_gather
         overlap_p2p = engine.overlap_p2p
     elif engine.kind == "deepspeed":
         overlap_grads = engine.overlap_comm and pp_size == 1
         overlap_params = engine.zero == 3  # ZeRO-3 always fetches ahead
-        if max(engine.zero, pp_size - 1) > 0:
-            buckets = engine.bucket_elements * gradient_bytes * (2 if engine.overlap_comm else 1)
+        buckets = Buckets(elements=engine.bucket_elements, overlap=engine.overlap_comm, untouched_free=on_cpu)
     else:
         overlap_grads = True
     return Software(
@@ -119,7 +120,7 @@ def engine_software(engine: Engine, *, pp_size: int, gradient_bytes: int) -> Sof
         gradient_bytes=gradient_bytes,
         reduce_bytes=gradient_bytes,
         reduce_each_pass=engine.kind == "deepspeed" and engine.zero == 2 and pp_size == 1,
-        bucket_bytes=buckets,
+        buckets=buckets,
         output_copy=True,  # the kernel orders its output by heads
         flat_gather=engine.kind != "deepspeed",
         chunked_loss=True,

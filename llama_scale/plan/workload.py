@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llama_scale.plan.hardware import Hardware
+from llama_scale.plan.zero_buffers import Buckets
 
 Sharding = Literal["none", "zero1", "zero1-node", "zero2", "zero3", "hsdp"]
 """What data parallel ranks divide: ZeRO 1, 2, 3 (FSDP is 3); ``-node`` and ``hsdp`` only within a node."""
@@ -143,7 +144,7 @@ class Software:
         optimizer_bytes: Bytes of optimizer state of a parameter beside its 16-bit weight: masters and moments are 12,
             an fp32 copy of the gradient makes 16, an update in unfused operations 8 more.
         reduce_each_pass: Gradients are reduced in every backward pass, not once a step (DeepSpeed's ZeRO-2).
-        bucket_bytes: Communication buckets that are kept all the time.
+        buckets: DeepSpeed's buckets of gradients; its ZeRO-3 also keeps more weights gathered than others.
         output_copy: Attention keeps its output and a reordered copy of it.
         flat_gather: FSDP gathers a layer's weights as one message, not tensor by tensor.
         parallel_loss: The loss is computed on each tensor parallel rank's part of the vocabulary.
@@ -165,7 +166,7 @@ class Software:
     reduce_bytes: int = 4
     optimizer_bytes: int = 12
     reduce_each_pass: bool = False
-    bucket_bytes: int = 0
+    buckets: Buckets | None = None
     output_copy: bool = False
     flat_gather: bool = True
     parallel_loss: bool = True

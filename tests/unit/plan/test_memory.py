@@ -67,12 +67,53 @@ def test_offload_moves_bytes_to_the_host() -> None:
     assert states.host == N // D * (2 + 4 + 8)
 
 
-def test_zero_3_gathers_two_layers_and_fills_a_bucket() -> None:
-    engine = DeepSpeedEngine(kind="deepspeed", zero=3, bucket_elements=100, overlap_comm=True)
+@pytest.mark.parametrize(
+    ("stage", "overlap", "expected"),
+    [
+        # Flat fp32 gradients, joined.
+        (0, False, N * 4),
+        (1, True, N * 4),
+        # Buckets of bf16 gradients; one flattened, and converted to fp32.
+        (2, False, 100 * 2 + 100 * 2 + 100 * 4),
+        (2, True, 2 * 100 * 2 + 100 * 2 + 100 * 4),
+        # One fp32 bucket; bf16 gradients converted, and flattened; all weights gathered.
+        (3, True, 100 * 4 + 100 * 4 + 100 * 4 + N * 2),
+    ],
+)
+def test_buffers_of_zero_by_hand(stage: int, overlap: bool, expected: int) -> None:
+    engine = DeepSpeedEngine(kind="deepspeed", zero=stage, bucket_elements=100, overlap_comm=overlap)
 
     states = model_states(N, engine=engine, precision=BF16, dp_size=D, pp_size=1, layer_numel=50)
 
-    assert states.buffers == 2 * 100 * 4 + 2 * 50 * 2
+    assert states.buffers == expected
+
+
+def test_buckets_of_zero_1_and_fp32_by_hand() -> None:
+    engine = DeepSpeedEngine(kind="deepspeed", zero=1, bucket_elements=100, overlap_comm=True)
+
+    assert model_states(N, engine=engine, precision=FP32, dp_size=D, pp_size=1).buffers == 2 * 100 * 4 + 100 * 4
+    assert model_states(N, engine=engine, precision=FP32, dp_size=1, pp_size=1).buffers == 2 * 100 * 4
+
+
+def test_a_bucket_is_allocated_whole_and_filled_by_what_trains() -> None:
+    engine = DeepSpeedEngine(kind="deepspeed", zero=1)  # of 500 million elements
+
+    cuda, cpu = (
+        model_states(N, engine=engine, precision=FP32, dp_size=D, pp_size=1, untouched_free=lazy).buffers
+        for lazy in (False, True)
+    )
+
+    assert cuda == 500_000_000 * 4 + N * 4
+    assert cpu == N * 4 + N * 4
+    frozen = model_states(N, engine=engine, precision=FP32, dp_size=D, pp_size=1, trainable=False)
+    assert (frozen.weights, frozen.buffers, frozen.gradients) == (4 * N, 0, 0)
+
+
+def test_zero_3_keeps_gathered_what_is_used_again_soon() -> None:
+    from llama_scale.plan.zero_buffers import PREFETCH_ELEMENTS, gathered_elements
+
+    assert gathered_elements(held=1000, layer=10, whole=50) == 1000
+    assert gathered_elements(held=8 * 10**9, layer=10, whole=50) == 10**9 // 2 + PREFETCH_ELEMENTS + 60
 
 
 def test_shares_round_up() -> None:
