@@ -55,17 +55,16 @@ def generate(
     if top_p == 0.0:
         raise ConvertError("--top-p 0 leaves no token to choose from; use a value above 0, or --temperature 0")
     from llama_scale.evaluation.answering import Sampling, answering  # lazy: keeps torch out of --help
-    from llama_scale.evaluation.completion import complete, load_text_tokenizer
+    from llama_scale.evaluation.completion import complete
     from llama_scale.evaluation.source import open_source
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     with open_source(model, runs_dir=runs_dir, step=step, progress=say) as source:
-        tokenizer = load_text_tokenizer(source.folder)
         made = answering(source, sampling=sampling, batch_size=batch_size, trust_code=trust_remote_code)
         if who is not None:
             made.choose(who, task=None)
         say(f"{source.folder}: {made.model.parameters:,} parameters")
-        completions = complete(made.model, tokenizer, prompts, max_new_tokens=max_new_tokens, chat=chat)
+        completions = complete(made.model, made.text_tokenizer(), prompts, max_new_tokens=max_new_tokens, chat=chat)
     if as_json:
         emit_json([c.to_data() for c in completions])
         return

@@ -67,6 +67,7 @@ def index(
 
     if out.exists():
         raise LaunchError(f"{out} exists; choose another --out, or remove it")
+    # Read to the end first, so that a fault in the last row is told before an hour of embedding.
     total = sum(1 for _ in read_corpus(corpus, id_field=id_field, text_field=text_field))
     with open_source(model, runs_dir=runs_dir, step=step, spec=spec, progress=say) as source:
         made = answering(source, sampling=Sampling(), batch_size=batch_size, trust_code=trust_remote_code)

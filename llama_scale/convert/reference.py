@@ -7,20 +7,26 @@ from typing import Any
 
 import torch
 
-from llama_scale.convert.hf_config import make_hf_config
+from llama_scale.convert.folders import read_json
+from llama_scale.convert.hf_config import CONFIG, make_hf_config
 from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.merge import Merger
 from llama_scale.convert.weights import Weights
 from llama_scale.errors import ConvertError
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, own_code: bool = False) -> Any:
+def brings_code(folder: Path) -> bool:
+    """Tell whether transformers would run Python files of a folder to load its model."""
+    return bool((read_json(folder / CONFIG) or {}).get("auto_map"))
+
+
+def load_model(folder: Path, *, dtype: torch.dtype | str, own_code: bool = False) -> Any:
     """Load a folder through transformers.
 
     Args:
         folder: The folder.
-        dtype: Element type of its weights.
-        own_code: Run the modelling file in it (one that an export here wrote).
+        dtype: Element type of its weights; ``auto``: that of the files.
+        own_code: Run the modelling file in it: an export here wrote it, or the user has agreed.
 
     Raises:
         ConvertError: transformers cannot load it.
@@ -33,6 +39,33 @@ def load_model(folder: Path, *, dtype: torch.dtype, own_code: bool = False) -> A
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=own_code)
     except Exception as error:  # whatever a damaged folder makes the library raise
         raise ConvertError(f"transformers cannot load {folder}: {error}") from error
+
+
+def load_text_tokenizer(folder: Path, *, own_code: bool = False) -> Any:
+    """Return a folder's tokenizer as transformers loads it: with the BOS token that it puts before texts.
+
+    Args:
+        folder: The folder.
+        own_code: See ``load_model``; transformers looks at the model's config, which may be code, and would ask.
+
+    Raises:
+        ConvertError: There is none, or it is damaged.
+    """
+    if not has_text_tokenizer(folder):
+        raise ConvertError(
+            f"{folder} has no tokenizer; export it with `--tokenizer PATH`, or copy tokenizer.json into the folder"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=own_code)
+    except Exception as error:  # whatever a damaged folder makes the library raise
+        raise ConvertError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
+
+
+def has_text_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder has a file that transformers makes a tokenizer of."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
 
 def native_model(weights: Weights, *, merger: Merger | None = None) -> Any:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from llama_scale.checkpoint.manifest import Manifest
-from llama_scale.convert.compared import Compared, compared
+from llama_scale.convert.compared import Compared, MixtureFolder, compared
 from llama_scale.convert.folders import Progress, Silence
 from llama_scale.convert.models import Prompts, Results, reference_results, save_prompts, sharded_model, stop_ids
 from llama_scale.convert.proof import Comparison, Proof
+from llama_scale.convert.reference import has_text_tokenizer, load_text_tokenizer
 from llama_scale.convert.request import ADAPTER, Request
 from llama_scale.convert.shards import Layout, check_layout, even_stage_layers, valid_tp_sizes
 from llama_scale.convert.weights import Weights
@@ -66,7 +68,7 @@ def verify(
         other = compared(weights, hf, adapter=adapter)
         chosen, note = _choose_layout(weights.manifest, layout)
         stages = check_layout(weights.shape, chosen)
-        prompts = _prompts(hf, weights.manifest, num_tokens=num_tokens, generate=generate, seed=seed)
+        prompts = _prompts(_tokenizer(hf, other), weights.manifest, num_tokens=num_tokens, generate=generate, seed=seed)
         labels = {
             _label(choice, prompt, other.choices): (choice, prompt) for choice in other.choices for prompt in prompts
         }
@@ -167,19 +169,17 @@ def _choose_layout(manifest: Manifest, asked: Layout | None) -> tuple[Layout, st
     return Layout(tp_size=tp_size, pp_size=pp_size, stage_layers=counts), note
 
 
-def _prompts(hf: Path, manifest: Manifest, *, num_tokens: int, generate: int, seed: int) -> Prompts:
-    """Return prompt -> token ids ``[1, seq]``: random ones, and texts where the folder has a tokenizer."""
+def _tokenizer(hf: Path, other: Compared) -> Any:
+    return load_text_tokenizer(hf, own_code=isinstance(other, MixtureFolder)) if has_text_tokenizer(hf) else None
+
+
+def _prompts(tokenizer: Any, manifest: Manifest, *, num_tokens: int, generate: int, seed: int) -> Prompts:
+    """Return prompt -> token ids ``[1, seq]``: random ones, and texts where there is a tokenizer."""
     shape = manifest.shape
     longest = max(1, shape.max_position_embeddings - generate)
     generator = torch.Generator().manual_seed(seed)
     prompts = {"random": torch.randint(shape.vocab_size, (1, min(num_tokens, longest)), generator=generator)}
-    if (hf / "tokenizer.json").is_file() or (hf / "tokenizer.model").is_file():
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(hf)
-        except Exception as error:  # whatever a damaged tokenizer makes the library raise
-            raise ConvertError(f"transformers cannot load the tokenizer of {hf}: {error}") from error
+    if tokenizer is not None:
         for text in REAL_PROMPTS:
             ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :longest]
             if ids.shape[1] and int(ids.max()) < shape.vocab_size:

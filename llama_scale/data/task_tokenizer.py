@@ -22,13 +22,18 @@ class TaskTokenizer:
         self.path = path
 
     @property
+    def end_id(self) -> int | None:
+        """Id of the token that ends a document; None if there is none."""
+        return self._tokenizer.eos_id
+
+    @property
     def eos_id(self) -> int:
         """Id of the token that ends a document.
 
         Raises:
             DataError: The tokenizer has none.
         """
-        found = self._tokenizer.eos_id
+        found = self.end_id
         if found is None:
             raise DataError(
                 f"the tokenizer {self._tokenizer.file} has no EOS token, and tasks end answers with it; name one as "

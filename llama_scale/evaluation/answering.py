@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from llama_scale.convert.heads import HEADS
-from llama_scale.data.tokenizer import load_tokenizer
+from llama_scale.convert.reference import load_text_tokenizer
+from llama_scale.data.task_tokenizer import TaskTokenizer
 from llama_scale.errors import LaunchError
-from llama_scale.evaluation.assembled import OWN_MODELLING_FILE, AssembledModel, Sampling
+from llama_scale.evaluation.assembled import AssembledModel, Sampling
 from llama_scale.evaluation.source import Source
 from llama_scale.evaluation.tasks import make_task
 from llama_scale.extensions.task import Task
@@ -30,10 +32,12 @@ class Answering:
     Args:
         source: Where it came from.
         model: The loaded model.
+        tokenizer: What the tasks read text with: the spec's, or the folder's own.
     """
 
     source: Source
     model: AssembledModel
+    tokenizer: TaskTokenizer
     _tasks: dict[str, Task] = field(default_factory=dict)
 
     def task_names(self) -> list[str]:
@@ -58,9 +62,16 @@ class Answering:
         self.task_names()
         assert self.source.spec is not None
         if name not in self._tasks:
-            tokenizer = None if self.source.spec.tokenizer else self.source.folder
-            self._tasks[name] = make_task(self.source.spec, name, tokenizer=tokenizer)
+            self._tasks[name] = make_task(self.source.spec, name, tokenizer=self.tokenizer)
         return self._tasks[name]
+
+    def text_tokenizer(self) -> Any:
+        """Return the folder's tokenizer as transformers loads it.
+
+        Raises:
+            ConvertError: There is none, or it is damaged.
+        """
+        return load_text_tokenizer(self.source.folder, own_code=self.model.own_code)
 
     def choose(self, who: str, *, task: str | None) -> str:
         """Let somebody answer from now on; returns the name.
@@ -111,13 +122,13 @@ def answering(source: Source, *, sampling: Sampling, batch_size: int, trust_code
         LaunchError: The folder brings code and the user has not said that it may run.
         ConvertError: transformers cannot load it.
     """
-    own = source.checkpoint is not None
-    if (source.folder / OWN_MODELLING_FILE).is_file() and not (own or trust_code):
-        raise LaunchError(
-            f"{source.folder} brings its own modelling code ({OWN_MODELLING_FILE}); look at it and say "
-            "--trust-remote-code, or use the run or checkpoint it was made from"
-        )
-    spec = source.spec
-    ends = load_tokenizer(Path(spec.tokenizer.path)).eos_id if spec is not None and spec.tokenizer is not None else None
-    model = AssembledModel(source.folder, sampling=sampling, batch_size=batch_size, end_id=ends)
-    return Answering(source=source, model=model)
+    named = None if source.spec is None else source.spec.tokenizer
+    tokenizer = TaskTokenizer(source.folder if named is None else Path(named.path))
+    model = AssembledModel(
+        source.folder,
+        sampling=sampling,
+        batch_size=batch_size,
+        end_id=None if named is None else tokenizer.end_id,
+        trust_code=trust_code or source.checkpoint is not None,
+    )
+    return Answering(source=source, model=model, tokenizer=tokenizer)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from llama_scale.convert.models import stop_ids
-from llama_scale.errors import ConvertError
+from llama_scale.convert.reference import brings_code, load_model
+from llama_scale.errors import ConvertError, LaunchError
 
 Advance = Callable[[int], None]
 
@@ -44,8 +45,10 @@ class AssembledModel:
         sampling: How ``generate`` chooses.
         batch_size: Sequences of one forward pass.
         end_id: A token that ends a text beside those that the folder names (a task's EOS).
+        trust_code: Whether modelling code that the folder brings may run.
 
     Raises:
+        LaunchError: The folder brings code, which may not run.
         ConvertError: transformers cannot load the folder.
     """
 
@@ -56,12 +59,21 @@ class AssembledModel:
         sampling: Sampling | None = None,
         batch_size: int = 8,
         end_id: int | None = None,
+        trust_code: bool = False,
     ) -> None:
+        self.own_code = brings_code(folder)
+        """Whether the model is code of the folder."""
+        if self.own_code and not trust_code:
+            raise LaunchError(
+                f"{folder} brings its own modelling code ({', '.join(sorted(p.name for p in folder.glob('*.py')))}); "
+                "look at it and say --trust-remote-code, or use the run or checkpoint it was made from"
+            )
         self.folder = folder
         self.batch_size = batch_size
         self._sampling = sampling or Sampling()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = _load(folder, dtype=torch.float32 if device == "cpu" else "auto").to(device).eval()
+        self._model = load_model(folder, dtype=torch.float32 if device == "cpu" else "auto", own_code=self.own_code)
+        self._model = self._model.to(device).eval()
         self._stop = stop_ids(folder)
         if end_id is not None and end_id not in self._stop:
             self._stop = (*self._stop, end_id)
@@ -166,23 +178,6 @@ class AssembledModel:
         for row in made[:, longest:].tolist():
             end = next((i for i, token in enumerate(row) if token in self._stop), len(row))
             yield row[:end]
-
-
-def _load(folder: Path, *, dtype: torch.dtype | str) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        # The caller has made sure that this folder's code may run.
-        own = (folder / OWN_MODELLING_FILE).is_file()
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=own)
-    except Exception as error:  # whatever a damaged folder makes the library raise
-        raise ConvertError(f"transformers cannot load {folder}: {error}") from error
-
-
-OWN_MODELLING_FILE = "modeling_llama_scale.py"
-"""The file that `convert export --as mixture` writes beside the weights."""
 
 
 def _by_length(sequences: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from llama_scale.errors import ConvertError
@@ -30,24 +29,6 @@ class Completion:
         return asdict(self)
 
 
-def load_text_tokenizer(folder: Path) -> Any:
-    """Return a folder's tokenizer as transformers loads it: with the BOS token that it puts before texts.
-
-    Raises:
-        ConvertError: There is none, or it is damaged.
-    """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise ConvertError(
-            f"{folder} has no tokenizer; export it with `--tokenizer PATH`, or copy tokenizer.json into the folder"
-        )
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever a damaged folder makes the library raise
-        raise ConvertError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
-
-
 def complete(
     model: AssembledModel, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, chat: bool = False
 ) -> list[Completion]:
@@ -55,7 +36,7 @@ def complete(
 
     Args:
         model: Who answers.
-        tokenizer: From ``load_text_tokenizer``.
+        tokenizer: From ``Answering.text_tokenizer``.
         prompts: Texts.
         max_new_tokens: Most tokens to add.
         chat: Each prompt is what a user says in a conversation, put into the tokenizer's chat template.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,31 +57,28 @@ class Result:
     seconds: float
 
 
-def make_task(spec: RunSpec, name: str, *, tokenizer: Path | None = None) -> Task:
+def make_task(spec: RunSpec, name: str, *, tokenizer: TaskTokenizer) -> Task:
     """Return a task of a spec.
 
     Args:
         spec: Resolved spec.
         name: The task's name in it.
-        tokenizer: Tokenizer to use instead of the spec's.
+        tokenizer: What it reads text with.
 
     Raises:
-        LaunchError: The spec has no such task, or no tokenizer is known.
+        LaunchError: The spec has no such task.
         PluginError: The kind of task is broken.
     """
     entry = next((task for task in spec.tasks if task.name == name), None)
     if entry is None:
         known = ", ".join(task.name for task in spec.tasks) or "none"
         raise LaunchError(f"the spec has no task {name!r}; its tasks: {known}")
-    path = tokenizer or (Path(spec.tokenizer.path) if spec.tokenizer else None)
-    if path is None:
-        raise LaunchError("the spec names no tokenizer; add the section tokenizer, or use --tokenizer PATH")
     descriptor = discover.task(entry.kind)
     model = spec.model
     assert isinstance(model, InlineModel), "specs are resolved when they are loaded"
     context = TaskContext(
         name=name,
-        tokenizer=TaskTokenizer(path),
+        tokenizer=tokenizer,
         seq_length=spec.data.seq_length,
         sizes={"hidden_size": model.hidden_size, "vocab_size": model.vocab_size, "num_layers": model.num_layers},
         seed=spec.seed,

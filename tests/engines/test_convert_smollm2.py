@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.proof import TOLERANCE
+from llama_scale.convert.reference import load_text_tokenizer
 from llama_scale.convert.shards import Layout
 from llama_scale.convert.verify import verify
 from llama_scale.evaluation.assembled import AssembledModel
-from llama_scale.evaluation.completion import complete, load_text_tokenizer
+from llama_scale.evaluation.completion import complete
 from tests.engines.smollm2 import NotAvailable, smollm2_folder
 
 pytestmark = pytest.mark.slow

@@ -20,10 +20,12 @@ from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.import_peft import import_peft
 from llama_scale.convert.peft import export_peft
+from llama_scale.convert.reference import brings_code, load_text_tokenizer
 from llama_scale.convert.shards import Layout
 from llama_scale.convert.weights import Weights
 from llama_scale.errors import ConvertError
 from tests.live_runs import environment
+from tests.task_tokenizer import write_tokenizer
 from tests.unit.convert.adapted import BOTTLENECK, DORA, IA3, LORA, PREFIX, RS_LORA, adapter_checkpoint, record
 from tests.unit.convert.tiny import Tiny
 
@@ -99,6 +101,18 @@ def test_a_folder_loads_without_llama_scale(tmp_path, base):
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=120)
 
     assert done.stdout.strip() == "torch.Size([2, 5])", done.stderr
+
+
+def test_the_tokenizer_of_a_mixture_loads_without_a_question(tmp_path, base, monkeypatch):
+    export_mixture(adapter_checkpoint(tmp_path / "ck", base=base / "ck", extensions=record(LORA)), tmp_path / "mix")
+    write_tokenizer(tmp_path / "mix")
+
+    def asked(_prompt: str = "") -> str:
+        raise AssertionError("transformers asks whether to run the code")
+
+    monkeypatch.setattr("builtins.input", asked)
+    assert brings_code(tmp_path / "mix")
+    assert load_text_tokenizer(tmp_path / "mix", own_code=True)("a word")["input_ids"]
 
 
 @pytest.mark.parametrize("weights", ["prior", "posterior", "gate"])

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from llama_scale.cli.eval import app as eval_app
+from llama_scale.cli.generate import app as generate_app
 from llama_scale.cli.search import app as search_app
 from llama_scale.errors import LlamaScaleError
 from tests.task_tokenizer import write_tokenizer
@@ -123,12 +124,22 @@ def test_eval_says_what_is_wrong(folder, tmp_path):
     assert CliRunner().invoke(eval_app, [str(hf), "--split", "dev"]).exit_code == 2
 
 
-def test_a_folder_with_code_of_its_own_needs_consent(folder, tmp_path):
+def test_a_folder_with_code_of_its_own_needs_consent(folder, tmp_path, monkeypatch):
     import shutil
 
     shutil.copytree(folder / "hf", tmp_path / "hf")
-    (tmp_path / "hf" / "modeling_llama_scale.py").write_text("raise SystemExit('ran')")
-    fails(eval_app, "say --trust-remote-code", tmp_path / "hf", "--spec", folder / "spec.yaml")
+    (tmp_path / "hf" / "own.py").write_text("raise SystemExit('ran')")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+
+    def asked(_prompt: str = "") -> str:
+        raise AssertionError("transformers asks whether to run the code")
+
+    monkeypatch.setattr("builtins.input", asked)
+    consent = r"own.py); look at it and say --trust-remote-code"
+    fails(eval_app, consent, tmp_path / "hf", "--spec", folder / "spec.yaml")
+    fails(generate_app, consent, tmp_path / "hf", "--prompt", "x")
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
