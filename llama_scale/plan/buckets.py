@@ -118,16 +118,31 @@ def stage_shards(
         shape, stages, pp_rank=pp_rank, tp_size=tp_size, vocab_pad_multiple=vocab_pad_multiple
     )
     shared = shape.tie_word_embeddings and len(stages) > 1
+    alone = (EMBEDDING, HEAD) if shared else ()
+    # Megatron-Core splits only the first chunk of the first stage: elsewhere reduction is off the critical path.
+    split = overlap_grad_reduce and pp_rank == 0
+    return parameter_shards(parameters, dp_size=dp_size, split=split, alone=alone)
+
+
+def parameter_shards(
+    parameters: Sequence[RankParameter], *, dp_size: int, split: bool, alone: Sequence[str] = ()
+) -> Shards:
+    """Return how the distributed optimizer divides a stage's parameters.
+
+    Args:
+        parameters: Those that train, in the modules' order.
+        dp_size: Data parallel ranks.
+        split: The first chunk's buffer consists of several buckets.
+        alone: Names of parameters that get a bucket of their own.
+    """
     buckets: list[Bucket] = []
-    for virtual_rank in range(len(stages[pp_rank])):
+    for virtual_rank in sorted({p.virtual_rank for p in parameters}):
         mine = module_order([p for p in parameters if p.virtual_rank == virtual_rank])[::-1]
-        # Megatron-Core splits only the first chunk of the first stage: elsewhere reduction is off the critical path.
-        split = overlap_grad_reduce and pp_rank == 0 and virtual_rank == 0
         buckets += fill_buckets(
             [p.numel for p in mine],
             dp_size=dp_size,
-            bucket_size=max(40_000_000, 1_000_000 * dp_size) if split else None,
-            alone=frozenset(i for i, p in enumerate(mine) if shared and p.name in (EMBEDDING, HEAD)),
+            bucket_size=max(40_000_000, 1_000_000 * dp_size) if split and virtual_rank == 0 else None,
+            alone=frozenset(i for i, p in enumerate(mine) if p.name in alone),
         )
     real = sum(p.numel for p in parameters)
     return Shards(numels=divide(buckets, dp_size=dp_size), padding=sum(b.numel for b in buckets) - real)

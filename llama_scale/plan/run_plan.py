@@ -238,12 +238,19 @@ def _memory(
         )
         for pp_rank in range(topology.pp_size)
     ]
-    if not extra:
+    if not extra and not spec.adapters:
         return tuple(memory)
+    fills = spec.engine.kind == "deepspeed" and topology.pp_size > 1
     return tuple(
         with_extra(
             stage,
-            stage_extra(extra, stages[stage.pp_rank], tp_size=topology.tp_size),
+            stage_extra(
+                extra,
+                stages[stage.pp_rank],
+                tp_size=topology.tp_size,
+                base_trainable=not spec.adapters,
+                fills=fills,
+            ),
             engine=spec.engine,
             topology=topology,
             untouched_free=on_cpu,
