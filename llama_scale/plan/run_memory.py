@@ -82,7 +82,8 @@ def run_memory(workload: Workload, *, constants: Constants = DEFAULT) -> RunMemo
     """Predict the memory of the fullest rank."""
     pp = workload.parallel.pp
     # Of equal stages the second is like the first without the embedding; adapters may begin anywhere.
-    stages = range(pp) if workload.frozen is not None else sorted({0, min(1, pp - 1), pp - 1})
+    uneven = workload.frozen is not None or workload.parallel.stage_layers is not None
+    stages = range(pp) if uneven else sorted({0, min(1, pp - 1), pp - 1})
     return max(
         (stage_run_memory(workload, stage, constants=constants) for stage in stages),
         key=lambda memory: memory.used,

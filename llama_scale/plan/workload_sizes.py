@@ -43,10 +43,13 @@ def stage_numel(workload: Workload, stage: int) -> float:
 
 def rank_numel(workload: Workload) -> float:
     """Return the weights that training updates on a rank of the stage that has most of them."""
-    last = workload.parallel.pp - 1
+    pp = workload.parallel.pp
     if workload.frozen is not None:
-        return max(trained_numel(workload, stage) for stage in range(last + 1))
-    return max(stage_numel(workload, stage) for stage in {0, last // 2, last})
+        return max(trained_numel(workload, stage) for stage in range(pp))
+    counts = stage_counts(workload.model.layers, workload.parallel)
+    # Between the ends, the stage with the most layers.
+    inner = max(range(1, pp - 1), key=lambda stage: sum(counts[stage::pp]), default=0)
+    return max(stage_numel(workload, stage) for stage in {0, inner, pp - 1})
 
 
 def trained_layers(workload: Workload) -> tuple[int, ...]:

@@ -6,13 +6,18 @@ from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from llama_scale.plan.communication import make_fabric
 from llama_scale.plan.constants import DEFAULT
+from llama_scale.plan.estimate import estimate
 from llama_scale.plan.kernels import gemm_seconds, make_device
+from llama_scale.plan.run_memory import run_memory
+from llama_scale.plan.run_plan import make_plan
 from llama_scale.plan.step_time import step_time, tokens_per_second
 from llama_scale.plan.workload import Workload
 from llama_scale.plan.workload_sizes import rank_numel, stage_counts, stage_numel
+from tests.unit.plan.specs import preset, run_spec
 from tests.unit.plan.workloads import LLAMA_8B, hardware, workload, workloads
 
 
@@ -52,12 +57,59 @@ def test_recomputing_more_is_never_faster(one: Workload) -> None:
     assert selective <= full * (1 + 1e-9)
 
 
-def test_time_is_additive_over_micro_batches() -> None:
+@given(workloads(), st.integers(1, 12), st.integers(1, 12))
+def test_time_is_additive_over_micro_batches(one: Workload, first: int, second: int) -> None:
     def busy(count: int) -> float:
-        step = step_time(workload(global_batch=8 * count))
-        return step.gemm + step.attention + step.pointwise + step.launch + step.head + step.tensor
+        batch = count * one.micro_batch * one.parallel.dp
+        step = step_time(replace(one, global_batch=batch))
+        return step.gemm + step.attention + step.pointwise + step.launch + step.head + step.recompute + step.tensor
 
-    assert busy(30) == pytest.approx(busy(10) + busy(20))
+    assert busy(first + second) == pytest.approx(busy(first) + busy(second))
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.sampled_from([(8, 1), (4, 2), (2, 4)]))
+def test_time_is_additive_over_steps(first: int, second: int, degrees: tuple[int, int]) -> None:
+    dp, tp = degrees
+
+    def days(steps: int) -> tuple[float, float, float]:
+        spec = run_spec(model=preset("llama-3.1-8b"), dp=dp, tp=tp, seq_length=8192, train={"steps": steps})
+        found = estimate(spec, make_plan(spec), hardware=hardware(), usd_per_hour=2.0)
+        assert found.usd is not None
+        return found.days, found.device_hours, found.usd
+
+    parts = zip(days(first), days(second), strict=True)
+    assert days(first + second) == pytest.approx(tuple(map(sum, parts)))
+
+
+@given(workloads(), st.data())
+def test_stages_between_the_ends_may_change_places(one: Workload, data: st.DataObject) -> None:
+    inner = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=6))
+    changed = data.draw(st.permutations(inner))
+    first, last = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+
+    def total(counts: list[int]) -> float:
+        layers = (first, *counts, last)
+        parallel = replace(one.parallel, pp=len(layers), vp=1, stage_layers=layers)
+        return step_time(replace(one, model=replace(one.model, layers=sum(layers)), parallel=parallel)).total
+
+    assert total(changed) == pytest.approx(total(inner))
+
+
+@given(workloads(), st.sampled_from([("zero1", "zero1-node"), ("zero3", "hsdp")]))
+def test_shards_within_a_node_are_shards_over_all_where_there_is_one_node(one: Workload, pair: tuple[str, str]) -> None:
+    parallel = replace(one.parallel, tp=1, pp=1, vp=1, dp=8, sequence=False)
+    everywhere, inside = (replace(one, parallel=replace(parallel, sharding=kind)) for kind in pair)
+    assert step_time(inside).total == pytest.approx(step_time(everywhere).total)
+    assert run_memory(inside).used == pytest.approx(run_memory(everywhere).used)
+
+
+@given(workloads())
+def test_equal_stages_named_one_by_one_cost_the_same(one: Workload) -> None:
+    chunks = one.parallel.pp * one.parallel.vp
+    even = replace(one, model=replace(one.model, layers=4 * chunks))
+    named = replace(even, parallel=replace(even.parallel, stage_layers=(4,) * chunks))
+    assert step_time(named).total == step_time(even).total
+    assert run_memory(named).used == run_memory(even).used
 
 
 def test_bubble_is_the_textbooks_for_equal_stages() -> None:
