@@ -20,12 +20,13 @@ pytestmark = pytest.mark.engines
 
 PARALLEL = "parallel: {tensor: 2, pipeline: 2}"
 ON_A_CLUSTER = (
-    SPEC.replace(PARALLEL, "parallel: {data: 2, tensor: 8, sequence: true}")
+    SPEC.replace(PARALLEL, "parallel: {tensor: 8, sequence: true}")
     .replace("num_heads: 4, num_kv_heads: 2", "num_heads: 32, num_kv_heads: 8")
-    .replace("cluster: {device: cpu, devices_per_node: 4}", "cluster: {nodes: 2, devices_per_node: 8}")
+    .replace("cluster: {device: cpu, devices_per_node: 4}", "cluster: {nodes: 1, devices_per_node: 8}")
     .replace("{kind: local, threads_per_process: 1, grace_s: 30}", "{kind: slurm, partition: gpu}")
     .replace("compute: fp32", "compute: bf16")
 )
+LARGE = ON_A_CLUSTER.replace("tensor: 8,", "data: 2, tensor: 8, pipeline: 4,").replace("nodes: 1,", "nodes: 8,")
 WITH_GAIN = SPEC.replace(PARALLEL, "parallel: {tensor: 2}").replace(
     "cluster: {device: cpu, devices_per_node: 4}",
     "cluster: {device: cpu, devices_per_node: 2}\nadapters: [{name: a, kind: gain}]\noptimizer: {lr: 1e-2}",
@@ -33,7 +34,7 @@ WITH_GAIN = SPEC.replace(PARALLEL, "parallel: {tensor: 2}").replace(
 
 
 def simulate(spec: Path, runs: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    done = run_cli("launch", spec, "--simulate", "--runs-dir", runs)
+    done = run_cli("launch", spec, "--simulate", "--runs-dir", runs, timeout_s=900)
     (folder,) = runs.iterdir()
     assert done.stdout == f"{folder}\n"
     for run in list_runs(folder / "runs"):
@@ -51,9 +52,11 @@ def failed(done: subprocess.CompletedProcess[str], report: dict[str, Any], phase
     assert "Traceback" not in last
 
 
-@pytest.mark.soak
-def test_a_good_spec_of_a_cluster_passes(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path / "spec", text=ON_A_CLUSTER)
+@pytest.mark.parametrize(
+    ("text", "processes"), [(ON_A_CLUSTER, 2), pytest.param(LARGE, 8, marks=pytest.mark.soak)], ids=["2", "8"]
+)
+def test_a_good_spec_of_a_cluster_passes(tmp_path: Path, text: str, processes: int) -> None:
+    spec = write_spec(tmp_path / "spec", text=text)
 
     done, report = simulate(spec, tmp_path / "runs")
 
@@ -64,7 +67,7 @@ def test_a_good_spec_of_a_cluster_passes(tmp_path: Path) -> None:
     ]
     assert "launcher" in {change["field"] for change in report["changes"]}
     assert re.search(r"parallel\.tensor +8 +2\n", done.stderr)
-    assert "SIGKILL to rank 3" in done.stderr
+    assert f"SIGKILL to rank {processes - 1}" in done.stderr
 
 
 @pytest.fixture
@@ -95,6 +98,7 @@ def test_fault_of_a_plugin_is_named(tmp_path: Path, site: Path, fault: str) -> N
     assert done.returncode == status
 
 
+@pytest.mark.soak
 def test_a_good_plugin_passes(tmp_path: Path, site: Path) -> None:
     install_gain(site, "none")
     done, report = simulate(write_spec(tmp_path / "spec", text=WITH_GAIN), tmp_path / "runs")
