@@ -2,8 +2,7 @@
 
     python benchmarks/planner.py [MEASURED.csv [--fit] [--leave-one-out] [--iterations N]]
 
-Without a file it measures the search of Llama 3.1 405B on 16,384 H100: <= 2 s, peak RSS <= 300 MB. Without a flag the
-constants in use are scored. The fit is least squares on the logarithm of throughput with a robust
+Without a flag the constants in use are scored. The fit is least squares on the logarithm of throughput with a robust
 weight (rows 10% off count half as much a percent), by Levenberg-Marquardt on the logarithms of the constants.
 """
 
@@ -11,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import resource
-import subprocess
 import sys
-import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log, sqrt
@@ -244,36 +239,6 @@ def leave_one_out_memory(rows: Sequence[Mapping[str, str]], *, pull: float = 0.0
     return errors
 
 
-SPEC = """\
-version: 1
-name: search
-model: {kind: preset, name: llama-3.1-405b}
-data: {kind: indexed, blend: [{path: tokens}], seq_length: 8192}
-train: {tokens: 1e12}
-engine: {kind: megatron}
-parallel: {data: 2048, tensor: 8}
-batch: {global: 2048, micro: 1}
-cluster: {nodes: 2048, devices_per_node: 8}
-"""
-
-
-def measure_search() -> int:
-    """Print wall time and peak memory of the search in a process of its own; 1 if a target is missed."""
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder) / "search.yaml"
-        spec.write_text(SPEC)
-        command = [sys.executable, "-m", "llama_scale", "plan", str(spec), "--search", "--gpu", "h100", "--top", "3"]
-        walls = []
-        for _ in range(5):
-            start = time.monotonic()
-            found = subprocess.run(command, check=True, capture_output=True, text=True)
-            walls.append(time.monotonic() - start)
-        print(found.stdout)
-    peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"median of 5: {median(walls):.2f} s (target <= 2), peak RSS {peak_mb:.0f} MB (target <= 300)")
-    return int(median(walls) > 2 or peak_mb > 300)
-
-
 def main() -> None:
     """Score, fit and leave sources out, as asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -283,7 +248,8 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=8)
     options = parser.parse_args()
     if options.measured is None:
-        sys.exit(measure_search())
+        print("no file of measurements given: see docs/planner.md, rows of measurements")
+        return
     raw = list(read_rows(options.measured))
     rows = timed_rows(raw)
     constants = DEFAULT

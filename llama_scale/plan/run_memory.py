@@ -80,22 +80,34 @@ class RunMemory:
 
 def run_memory(workload: Workload, *, constants: Constants = DEFAULT) -> RunMemory:
     """Predict the memory of the fullest rank."""
-    pp = workload.parallel.pp
-    # Of equal stages the second is like the first without the embedding; adapters may begin anywhere.
-    uneven = workload.frozen is not None or workload.parallel.stage_layers is not None
-    stages = range(pp) if uneven else sorted({0, min(1, pp - 1), pp - 1})
     return max(
-        (stage_run_memory(workload, stage, constants=constants) for stage in stages),
+        (stage_run_memory(workload, stage, constants=constants) for stage in _fullest_stages(workload)),
         key=lambda memory: memory.used,
     )
+
+
+def _fullest_stages(workload: Workload) -> list[int]:
+    """Return the stages of which one is the fullest: both ends, and inner ones with more layers than all before.
+
+    An earlier stage holds more micro-batches, so only more layers can make a later one fuller.
+    """
+    pp = workload.parallel.pp
+    if workload.frozen is not None:
+        return list(range(pp))  # adapters may begin anywhere
+    found, most = [0], 0
+    for stage, layers in enumerate(trained_layers(workload)[1:-1], start=1):
+        if layers > most:
+            found.append(stage)
+            most = layers
+    return found if pp == 1 else [*found, pp - 1]
 
 
 def stage_run_memory(workload: Workload, stage: int, *, constants: Constants = DEFAULT) -> RunMemory:
     """Predict the memory of one rank of a stage."""
     weights, gradients, optimizer, buffers = _states(workload, stage)
-    activations = _activations(workload, stage)
-    if trained_layers(workload)[stage]:
-        activations += _working_bytes(workload)
+    activations = 0.0
+    if layers := trained_layers(workload)[stage]:
+        activations = _activations(workload, stage, layers) + _working_bytes(workload)
     logits = _logits(workload) if stage == workload.parallel.pp - 1 else 0.0
     return RunMemory(
         stage=stage,
@@ -185,14 +197,11 @@ def _working_bytes(workload: Workload) -> float:
     return float(workload.copies * workload.tokens) * (inner + 2 * model.hidden) * workload.element_bytes
 
 
-def _activations(workload: Workload, stage: int) -> float:
+def _activations(workload: Workload, stage: int, layers: int) -> float:
     parallel = workload.parallel
     layer, core = _layer_bytes(workload)
     boundary: float = workload.tokens * workload.model.hidden * workload.element_bytes
     boundary = boundary / (parallel.tp if parallel.sequence else 1)
-    layers = trained_layers(workload)[stage]
-    if not layers:
-        return 0.0
     again = 0.0
     kept = layer
     if parallel.recompute == "selective" and workload.software.selective_operations:

@@ -54,13 +54,15 @@ def rank_numel(workload: Workload) -> float:
 
 def trained_layers(workload: Workload) -> tuple[int, ...]:
     """Return the layers of each stage that a backward pass goes through: all, or those from the first adapter on."""
-    parallel, layers = workload.parallel, workload.model.layers
-    first = 0 if workload.frozen is None else workload.frozen.first_layer
+    parallel = workload.parallel
+    counts = stage_counts(workload.model.layers, parallel)
+    if workload.frozen is None:
+        return tuple(sum(counts[stage :: parallel.pp]) for stage in range(parallel.pp))
     trained = [0] * parallel.pp
     end = 0
-    for index, count in enumerate(stage_counts(layers, parallel)):
+    for index, count in enumerate(counts):
         end += count
-        trained[index % parallel.pp] += min(count, max(0, end - first))
+        trained[index % parallel.pp] += min(count, max(0, end - workload.frozen.first_layer))
     return tuple(trained)
 
 
