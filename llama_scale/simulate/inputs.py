@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,21 @@ from llama_scale.simulate import examples, tokenizer, tokens
 from llama_scale.simulate.shrink import Inputs
 from llama_scale.spec.model import InlineModel
 from llama_scale.spec.run import RunSpec
+
+_LIBRARIES = ("torch", "megatron", "safetensors", "numpy", "transformers")
+
+
+def need_libraries() -> None:
+    """Refuse what the light install cannot do, without importing anything.
+
+    Raises:
+        LaunchError: Names the libraries that are missing.
+    """
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise LaunchError(
+            f"a simulation needs {', '.join(missing)}, not installed here: pip install 'llama-scale[train]'"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from llama_scale.launchers.base import load_launcher
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.simulate import phases
 from llama_scale.simulate.changes import Change, table
-from llama_scale.simulate.inputs import survey, write_tokens
+from llama_scale.simulate.inputs import need_libraries, survey, write_tokens
 from llama_scale.simulate.shrink import shrink
 from llama_scale.spec.load import dump_spec
 from llama_scale.spec.run import RunSpec
@@ -65,6 +65,7 @@ class Simulation:
         self.spec, self.folder, self.tell = spec, folder, tell
         self.phases: list[Phase] = []
         self.changes: tuple[Change, ...] = ()
+        self.passed = False
 
     def run(self) -> None:
         """Run the phases until one fails.
@@ -80,6 +81,7 @@ class Simulation:
             try:
                 for name, action, kind in _RUNNING:
                     self._phase(name, lambda action=action: action(twin), kind)  # type: ignore[misc]
+                self.passed = True
             finally:
                 twin.close()
         finally:
@@ -87,6 +89,7 @@ class Simulation:
         self.tell(f"passed in {time.monotonic() - started:.0f} s: {', '.join(p.name for p in self.phases)}")
 
     def _prepare(self) -> str:
+        need_libraries()
         inputs = survey(self.spec, self.folder / "inputs")
         load_launcher(self.spec.launcher.kind).render(self.spec, make_plan(self.spec), python=sys.executable)
         self.small, self.changes = shrink(self.spec, inputs)
@@ -118,7 +121,7 @@ class Simulation:
         """Return what ``report.json`` holds."""
         return {
             "name": self.spec.name,
-            "passed": bool(self.phases) and all(phase.passed for phase in self.phases),
+            "passed": self.passed,
             "phases": [asdict(phase) for phase in self.phases],
             "changes": [asdict(change) for change in self.changes],
         }

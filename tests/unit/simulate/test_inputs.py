@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from llama_scale.data.reader import TokenFile
 from llama_scale.data.writer import TokenFileWriter
 from llama_scale.errors import DataError, LaunchError
 from llama_scale.simulate import tokens
-from llama_scale.simulate.inputs import survey, write_tokens
+from llama_scale.simulate.inputs import need_libraries, survey, write_tokens
 from llama_scale.simulate.shrink import shrink
 from llama_scale.simulate.tokenizer import SIZE, SPECIAL, write_tokenizer
 from llama_scale.spec.run import RunSpec
@@ -242,3 +243,12 @@ def test_task_without_files_and_sample_is_refused(
         LaunchError, match="task 'task0': its files or tokenizer are not on this machine, and kind bare"
     ):
         survey(on_tasks(task, tokenizer=real_tokenizer), tmp_path / "inputs")
+
+
+def test_light_install_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_libraries()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("torch", "numpy") else object())
+    with pytest.raises(
+        LaunchError, match=r"needs torch, numpy, not installed here: pip install 'llama-scale\[train\]'"
+    ):
+        need_libraries()
