@@ -24,7 +24,7 @@ def text_lines(
     texts = list(given)
     if file is not None:
         try:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as problem:
             raise error(f"{option} {file} cannot be read: {problem}") from problem
         texts += [line for line in text.splitlines() if line.strip()]

@@ -110,16 +110,19 @@ class AssembledModel:
             head: Parameters of the task's head.
 
         Raises:
-            ConvertError: A plain model has neither adapters nor a mixture.
+            LaunchError: There is no such adapter, or no mixture.
         """
         self._head = head or {}
         if hasattr(self._model, "set_adapter") and hasattr(self._model, "set_mixture"):
-            if name == "mixture":
-                self._model.set_mixture()
-            elif name is not None:
-                self._model.set_adapter(None if name == "base" else name)
+            try:
+                if name == "mixture":
+                    self._model.set_mixture()
+                elif name is not None:
+                    self._model.set_adapter(None if name == "base" else name)
+            except ValueError as error:
+                raise LaunchError(f"{self.folder}: {error}") from error
         elif name not in (None, "base"):
-            raise ConvertError(
+            raise LaunchError(
                 f"{self.folder} is a plain model without adapters, so {name!r} cannot be chosen; use the run, its "
                 "checkpoint, or a folder of `llama-scale convert export --as mixture`"
             )

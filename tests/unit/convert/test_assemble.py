@@ -23,7 +23,8 @@ from llama_scale.convert.peft import export_peft
 from llama_scale.convert.reference import brings_code, load_text_tokenizer
 from llama_scale.convert.shards import Layout
 from llama_scale.convert.weights import Weights
-from llama_scale.errors import ConvertError
+from llama_scale.errors import ConvertError, LaunchError
+from llama_scale.evaluation.assembled import AssembledModel
 from tests.live_runs import environment
 from tests.task_tokenizer import write_tokenizer
 from tests.unit.convert.adapted import BOTTLENECK, DORA, IA3, LORA, PREFIX, RS_LORA, adapter_checkpoint, record
@@ -113,6 +114,18 @@ def test_the_tokenizer_of_a_mixture_loads_without_a_question(tmp_path, base, mon
     monkeypatch.setattr("builtins.input", asked)
     assert brings_code(tmp_path / "mix")
     assert load_text_tokenizer(tmp_path / "mix", own_code=True)("a word")["input_ids"]
+
+
+def test_only_what_a_folder_has_can_be_chosen(tmp_path, base):
+    export_mixture(adapter_checkpoint(tmp_path / "ck", base=base / "ck", extensions=record(LORA)), tmp_path / "mix")
+    model = AssembledModel(tmp_path / "mix", trust_code=True)
+    model.use("a0")
+    with pytest.raises(LaunchError, match="mix: there is no adapter 'nobody'; there are: a0"):
+        model.use("nobody")
+    with pytest.raises(LaunchError, match="this folder has no mixture"):
+        model.use("mixture")
+    with pytest.raises(LaunchError, match=r"mixing.py, .*; look at it and say --trust-remote-code"):
+        AssembledModel(tmp_path / "mix")
 
 
 @pytest.mark.parametrize("weights", ["prior", "posterior", "gate"])

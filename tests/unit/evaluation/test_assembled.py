@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llama_scale.errors import ConvertError
+from llama_scale.errors import ConvertError, LaunchError
 from llama_scale.evaluation.assembled import AssembledModel, Sampling
 
 PROMPTS = [[5, 9, 3, 7, 2, 8], [11], [4, 4, 19], [30, 2, 8, 1, 17, 3, 3, 5, 9]]
@@ -64,7 +64,7 @@ def test_a_plain_model_has_no_adapters(folder):
     model = AssembledModel(folder)
     model.use("base")
     assert model.adapters == ()
-    with pytest.raises(ConvertError, match="is a plain model without adapters, so 'x' cannot be chosen"):
+    with pytest.raises(LaunchError, match="is a plain model without adapters, so 'x' cannot be chosen"):
         model.use("x")
 
 
