@@ -34,7 +34,9 @@ def tune(
     top: Annotated[int, typer.Option(min=1, metavar="K", help="Layouts to launch at least.")] = 6,
     most: Annotated[int, typer.Option(min=1, metavar="N", help="Layouts to launch at most.")] = 24,
     steps: Annotated[int, typer.Option(min=2, help="Steps to measure of each launch, after two that are not.")] = 6,
-    repeats: Annotated[int, typer.Option(min=1, help="Launches of each of the best layouts, in turns.")] = 2,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Launches of the closest layouts, in turns; half of them go on to each turn.")
+    ] = 3,
     keep: Annotated[
         list[str] | None,
         typer.Option(metavar="SECTION", help="Section that stays: parallel, engine, recompute or batch; repeatable."),
@@ -127,7 +129,11 @@ def _document(outcome: Outcome, *, layouts: int) -> dict[str, Any]:
     return {
         "layouts": layouts,
         "launched": outcome.launched,
-        "correction": {**outcome.correction.factors, "spread": outcome.correction.spread},
+        "correction": {
+            **outcome.correction.factors,
+            "overheads_s": {name: list(each) for name, each in outcome.correction.overheads.items()},
+            "spread": outcome.correction.spread,
+        },
         "best": dict(outcome.best.sections) if outcome.best else None,
         "measured": [
             dict(one.sections)

@@ -1,11 +1,16 @@
-"""Correct predictions by measurements: one factor a kind of cost, close to a common one where these say little."""
+"""Correct predictions by measurements: a factor a kind of cost, close to a common one, and each engine's own overhead.
+
+A predicted step has no term for what an engine does beside the model's kernels (hooks, buckets, polling of queues). It
+is found here, for each engine: seconds a step, and seconds a micro-batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
+from llama_scale.plan.search import Ranked
 from llama_scale.plan.step_time import StepTime
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -19,30 +24,67 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """Kind of cost -> parts of a step that one factor corrects."""
 
 _PULL = 0.005
-"""Weight of a factor's distance from the common one, against one measured layout: 30% of it costs as much as 2%."""
+"""Weight of a factor's distance from the common one, and of an overhead in typical steps, against one measured layout:
+30% of it costs as much as 2%."""
 
 _ROUNDS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Correction:
-    """Factors on the parts of a predicted step.
+class Cost:
+    """What a layout's time is made of.
 
     Args:
-        factors: Kind of cost -> factor, no less than zero.
+        step: Predicted step.
+        engine: Name of what runs it.
+        micro_batches: Micro-batches of a step and replica.
+    """
+
+    step: StepTime
+    engine: str = ""
+    micro_batches: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """What measurements say of this machine.
+
+    Args:
+        factors: Kind of cost -> factor on a predicted step's parts, no less than zero.
         spread: Typical relative error of corrected predictions over the measured layouts.
+        overheads: Engine -> seconds that it adds to a step, and to each micro-batch.
     """
 
     factors: Mapping[str, float]
     spread: float
+    overheads: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def seconds(self, step: StepTime) -> float:
-        """Return the corrected time of a predicted step."""
-        return sum(factor * size for factor, size in zip(self.factors.values(), grouped(step), strict=True))
+    def seconds(self, cost: Cost) -> float:
+        """Return the corrected time of a layout; engines that were not measured take the others' mean overhead."""
+        parts = _dot(list(self.factors.values()), grouped(cost.step))
+        known = list(self.overheads.values())
+        count = max(1, len(known))
+        mean = sum(one for one, _ in known) / count, sum(one for _, one in known) / count
+        each_step, each_micro = self.overheads.get(cost.engine, mean)
+        return parts + each_step + each_micro * cost.micro_batches
 
 
 IDENTITY = Correction(factors=dict.fromkeys(GROUPS, 1.0), spread=0.5)
 """Predictions as they are."""
+
+
+def layout_cost(one: Ranked) -> Cost:
+    """Return what a ranked layout's time is made of.
+
+    DeepSpeed counts as three engines: ZeRO-3 has hooks on every module, and its pipeline engine is another program.
+    """
+    engine, parallel = one.candidate.engine, one.candidate.parallel
+    name = str(engine.kind)
+    if name == "deepspeed" and parallel.pipeline > 1:
+        name = "deepspeed-pipeline"
+    elif name == "deepspeed" and engine.zero == 3:
+        name = "deepspeed-zero-3"
+    return Cost(step=one.step, engine=name, micro_batches=one.candidate.batch.accumulation)
 
 
 def grouped(step: StepTime) -> tuple[float, ...]:
@@ -50,29 +92,61 @@ def grouped(step: StepTime) -> tuple[float, ...]:
     return tuple(sum(getattr(step, part) for part in parts) for parts in GROUPS.values())
 
 
-def fit_correction(measured: Sequence[tuple[StepTime, float]]) -> Correction:
-    """Find the factors by least squares of relative errors, none negative, each pulled to the common factor.
+def fit_correction(measured: Sequence[tuple[Cost, float]]) -> Correction:
+    """Find factors and overheads by least squares of relative errors, none negative.
 
     Args:
-        measured: Predicted step and measured seconds of each layout; the identity without any.
+        measured: What each layout's time is made of, and its measured seconds; the identity without any.
     """
     if not measured:
         return IDENTITY
-    common = median(seconds / step.total for step, seconds in measured)
-    # Rows in units of what was measured and of the common factor: the wanted right-hand side is 1, each factor near 1.
-    rows = [[common * size / seconds for size in grouped(step)] for step, seconds in measured]
-    factors = [1.0] * len(GROUPS)
-    for _ in range(_ROUNDS):
-        for index in range(len(factors)):
-            gain = lean = 0.0
-            for row in rows:
-                rest = 1.0 - sum(f * size for j, (f, size) in enumerate(zip(factors, row, strict=True)) if j != index)
-                gain += row[index] * rest
-                lean += row[index] ** 2
-            factors[index] = max(0.0, (gain + _PULL) / (lean + _PULL))
-    errors = sorted(abs(sum(f * size for f, size in zip(factors, row, strict=True)) - 1.0) for row in rows)
+    common = median(seconds / cost.step.total for cost, seconds in measured)
+    typical = median(seconds for _, seconds in measured)
+    passes = median(cost.micro_batches for cost, _ in measured)
+    engines = sorted({cost.engine for cost, _ in measured})
+    # Rows in units of what was measured, columns in units of the common factor and of a typical step: the wanted
+    # right-hand side is 1, each factor is near 1 and each overhead near 0.
+    rows = []
+    for cost, seconds in measured:
+        own = [float(cost.engine == name) * typical / seconds for name in engines]
+        rows.append([
+            *(common * size / seconds for size in grouped(cost.step)),
+            *own,
+            *(share * cost.micro_batches / passes for share in own),
+        ])  # fmt: skip
+    centre = [1.0] * len(GROUPS) + [0.0] * (2 * len(engines))
+    solution = _least_squares(rows, centre)
+    errors = sorted(abs(_dot(solution, row) - 1.0) for row in rows)
     # A few layouts fit almost exactly whatever is true of the others.
     spread = max(errors[(2 * len(errors)) // 3 if len(errors) > 1 else 0], 0.5 / len(rows))
+    each_step, each_micro = solution[len(GROUPS) :][: len(engines)], solution[len(GROUPS) + len(engines) :]
     return Correction(
-        factors={name: common * factor for name, factor in zip(GROUPS, factors, strict=True)}, spread=spread
+        factors={name: common * factor for name, factor in zip(GROUPS, solution, strict=False)},
+        spread=spread,
+        overheads={
+            name: (typical * one, typical * other / passes)
+            for name, one, other in zip(engines, each_step, each_micro, strict=True)
+        },
     )
+
+
+def _least_squares(rows: Sequence[Sequence[float]], centre: Sequence[float]) -> list[float]:
+    """Return the x >= 0 with the least squares of ``rows @ x - 1``, each entry pulled to its centre.
+
+    Coordinate descent from the centre: the sum never grows, so that the result is no worse than the centre.
+    """
+    x = list(centre)
+    left = [1.0 - _dot(x, row) for row in rows]
+    lean = [sum(row[index] ** 2 for row in rows) for index in range(len(x))]
+    for _ in range(_ROUNDS):
+        for index, pulled in enumerate(centre):
+            gain = sum(row[index] * rest for row, rest in zip(rows, left, strict=True)) + lean[index] * x[index]
+            value = max(0.0, (gain + _PULL * pulled) / (lean[index] + _PULL))
+            if value != x[index]:
+                change, x[index] = value - x[index], value
+                left = [rest - change * row[index] for row, rest in zip(rows, left, strict=True)]
+    return x
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))

@@ -39,13 +39,23 @@ def tunable_layouts(spec: RunSpec, *, hardware: Hardware | None, keep: Sequence[
     constants = CPU_CONSTANTS if on_cpu else DEFAULT
     result = search(spec, hardware=hardware, devices=devices, devices_per_node=node, constants=constants)
     own = _own_sections(spec)
-    fitting = tuple(one for one in result.ranked[: result.fitting] if _kept(describe(one.candidate), own, keep))
+    fitting = tuple(
+        one
+        for one in result.ranked[: result.fitting]
+        if _kept(describe(one.candidate), own, keep) and not _runs_as_another(one)
+    )
     if not fitting:
         which = f" that keeps {', '.join(keep)}" if keep else ""
         raise SpecError(
             f"none of {len(result.ranked)} layouts{which} fits {devices} x {hardware.name}; nothing to tune"
         )
     return fitting
+
+
+def _runs_as_another(one: Ranked) -> bool:
+    """Tell whether a layout is run as another one is: DeepSpeed's pipeline has ZeRO-1 for ZeRO-0."""
+    engine, parallel = one.candidate.engine, one.candidate.parallel
+    return bool(engine.kind == "deepspeed" and engine.zero == 0 and parallel.pipeline > 1)
 
 
 def _own_sections(spec: RunSpec) -> dict[str, dict[str, Any]]:

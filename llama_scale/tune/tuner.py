@@ -8,15 +8,17 @@ from typing import Any
 
 from llama_scale.plan.search import Ranked
 from llama_scale.plan.search_space import describe
-from llama_scale.tune.correction import Correction, fit_correction
+from llama_scale.tune.correction import Correction, fit_correction, layout_cost
 from llama_scale.tune.records import Trial, Trials, layout_key
 
 Measure = Callable[[Mapping[str, Any]], Trial]
 """Launches a layout once."""
 
-_FINALISTS = 3
-_CLOSE = 1.15
-"""Layouts within 15% of the best are measured again: single launches differ that much on a busy machine."""
+_FINALISTS = 8
+_CLOSE = 1.3
+"""Layouts within 30% of the best may be the best: single launches differ that much on a busy machine."""
+_EQUAL = 1.03
+"""Layouts within 3% of the best are not told apart, and stay in the comparison."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ class Tuner:
         measure: Launches a layout.
         least: Layouts to launch at least.
         most: Layouts to launch at most.
-        repeats: Launches of each of the best layouts.
+        repeats: Launches of the layouts that are compared to the end.
     """
 
     def __init__(
@@ -86,9 +88,13 @@ class Tuner:
         """Launch layouts until no other is likely to be better, then the best ones again, in turns."""
         while (sections := self._next()) is not None:
             self._launch(sections)
-        for _ in range(1, self._repeats):
-            for sections in list(self._finalists()):
-                self._launch(sections)
+        contenders = self._contenders()
+        for turn in range(1, self._repeats):
+            # Every other turn goes backwards, so that a machine that becomes slower or faster favours nobody.
+            for one in contenders[:: 1 if turn % 2 else -1]:
+                if one.trial is not None and len(one.trial.seconds) <= turn:
+                    self._launch(one.sections)
+            contenders = self._better_half(contenders)
         return self.outcome()
 
     def outcome(self) -> Outcome:
@@ -98,7 +104,7 @@ class Tuner:
             Tuned(
                 ranked=one,
                 sections=sections,
-                corrected_s=correction.seconds(one.step),
+                corrected_s=correction.seconds(layout_cost(one)),
                 trial=self._trials.get(layout_key(sections)),
             )
             for one, sections in self._layouts
@@ -111,7 +117,7 @@ class Tuner:
         self._launched += 1
 
     def _correction(self) -> Correction:
-        return fit_correction([(one.step, seconds) for one, seconds in self._measured()])
+        return fit_correction([(layout_cost(one), seconds) for one, seconds in self._measured()])
 
     def _measured(self) -> Iterator[tuple[Ranked, float]]:
         for one, sections in self._layouts:
@@ -130,22 +136,31 @@ class Tuner:
         if not left or len(known) >= self._most:
             return None
         correction = self._correction()
-        left.sort(key=lambda pair: correction.seconds(pair[0].step))
+        left.sort(key=lambda pair: correction.seconds(layout_cost(pair[0])))
         if len(known) < self._least:
             seen = {_family(trial.sections) for trial in known}
             return next((s for _, s in left if _family(s) not in seen), left[0][1])
         best = min((seconds for _, seconds in self._measured()), default=None)
         one, sections = left[0]
-        hopeful = best is None or correction.seconds(one.step) * (1 - correction.spread) < best
+        hopeful = best is None or correction.seconds(layout_cost(one)) * (1 - correction.spread) < best
         return sections if hopeful else None
 
-    def _finalists(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the layouts close to the best that were launched least often."""
+    def _contenders(self) -> list[Tuned]:
+        """Return the layouts of which any may be the best, fastest first."""
         measured = [one for one in self.outcome().layouts if one.step_s is not None][:_FINALISTS]
-        for one in measured:
-            assert one.trial is not None and one.step_s is not None and measured[0].step_s is not None
-            if one.step_s <= _CLOSE * measured[0].step_s and len(one.trial.seconds) < self._repeats:
-                yield one.sections
+        return [one for one in measured if _time(one) <= _CLOSE * _time(measured[0])]
+
+    def _better_half(self, contenders: Sequence[Tuned]) -> list[Tuned]:
+        """Return the faster half of layouts by all their launches, and what cannot be told from the best."""
+        keys = {layout_key(one.sections) for one in contenders}
+        ordered = [one for one in self.outcome().layouts if layout_key(one.sections) in keys and one.step_s is not None]
+        half = -(-len(ordered) // 2)
+        return [one for place, one in enumerate(ordered) if place < half or _time(one) <= _EQUAL * _time(ordered[0])]
+
+
+def _time(one: Tuned) -> float:
+    assert one.step_s is not None, "only measured layouts are compared"
+    return one.step_s
 
 
 def _family(sections: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,7 @@ from llama_scale.errors import LaunchError, SpecError
 from llama_scale.plan.search import Ranked
 from llama_scale.plan.search_space import describe
 from llama_scale.plan.step_time import StepTime
-from llama_scale.tune.correction import GROUPS, fit_correction, grouped
+from llama_scale.tune.correction import GROUPS, Cost, fit_correction, grouped, layout_cost
 from llama_scale.tune.layouts import tunable_layouts
 from llama_scale.tune.machine import machine_key, workload_key
 from llama_scale.tune.records import Trial, Trials, layout_key
@@ -35,26 +36,45 @@ def layouts() -> tuple[Ranked, ...]:
 
 
 class Machine:
-    """A machine of which each kind of cost takes so many times what is predicted, and some layouts fail."""
+    """A machine of which each kind of cost takes so many times what is predicted.
 
-    def __init__(self, factors: Mapping[str, float], *, failing: str = "") -> None:
+    Args:
+        factors: Of the kinds of cost.
+        failing: Kind of engine whose layouts fail.
+        overheads: Engine -> seconds that it adds to a step, and to each micro-batch.
+        noise: Launches take up to this share longer.
+        seed: Of the noise.
+    """
+
+    def __init__(
+        self,
+        factors: Mapping[str, float],
+        *,
+        failing: str = "",
+        overheads: Mapping[str, tuple[float, float]] | None = None,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.launches: list[str] = []
-        self._factors, self._failing = factors, failing
-        self._steps = {layout_key(describe(one.candidate)): one.step for one in layouts()}
+        self._factors, self._failing, self._overheads = factors, failing, overheads or {}
+        self._noise, self._random = noise, Random(seed)
+        self._costs = {layout_key(describe(one.candidate)): layout_cost(one) for one in layouts()}
 
     def seconds(self, key: str) -> float:
-        factors = self._factors.values()
-        return sum(f * size for f, size in zip(factors, grouped(self._steps[key]), strict=True))
+        cost = self._costs[key]
+        each_step, each_micro = self._overheads.get(cost.engine, (0.0, 0.0))
+        parts = sum(f * size for f, size in zip(self._factors.values(), grouped(cost.step), strict=True))
+        return parts + each_step + each_micro * cost.micro_batches
 
     def __call__(self, sections: Mapping[str, Any]) -> Trial:
         key = layout_key(sections)
         self.launches.append(key)
         if sections["engine"]["kind"] == self._failing:
             return Trial(sections=dict(sections), problem="failed: it did")
-        return Trial(sections=dict(sections), seconds=(self.seconds(key),))
+        return Trial(sections=dict(sections), seconds=(self.seconds(key) * (1 + self._noise * self._random.random()),))
 
     def best(self) -> float:
-        return min(self.seconds(key) for key in self._steps)
+        return min(self.seconds(key) for key in self._costs)
 
 
 def tuner(machine: Machine, path: Path, **options: Any) -> Tuner:
@@ -72,6 +92,45 @@ def test_best_layout_is_found_whatever_is_dear_on_the_machine(tmp_path: Path, de
     assert outcome.best.step_s == pytest.approx(machine.best(), rel=0.02)
     assert outcome.launched == len(machine.launches) == len(set(machine.launches))
     assert outcome.launched < len(layouts())
+
+
+_DEAR = {"deepspeed": (0.05, 0.01), "deepspeed-zero-3": (0.1, 0.05), "deepspeed-pipeline": (0.02, 0.02)}
+
+
+@pytest.mark.parametrize("cheap", ["megatron", "ddp", "deepspeed"])
+def test_best_layout_is_found_whatever_engine_has_overhead(tmp_path: Path, cheap: str) -> None:
+    overheads = _DEAR | {"megatron": (0.1, 0.0), "ddp": (0.1, 0.0), cheap: (0.001, 0.0)}
+    machine = Machine(dict.fromkeys(GROUPS, 3.0), overheads=overheads)
+
+    outcome = tuner(machine, tmp_path / "t.json", least=6, most=24).run()
+
+    assert outcome.best is not None
+    assert outcome.best.step_s == pytest.approx(machine.best(), rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("noise", "loss"), [(0.1, 0.03), (0.33, 0.12)])
+def test_choice_stands_noise(tmp_path: Path, noise: float, loss: float, seed: int) -> None:
+    machine = Machine(dict.fromkeys(GROUPS, 3.0) | {"tensor": 12.0}, overheads=_DEAR, noise=noise, seed=seed)
+
+    outcome = tuner(machine, tmp_path / "t.json", least=6, most=24, repeats=3).run()
+
+    assert outcome.best is not None
+    assert machine.seconds(layout_key(outcome.best.sections)) <= (1 + loss) * machine.best()
+    assert outcome.launched <= 24 + 8 + 4 + 4
+
+
+def test_half_of_the_contenders_go_on_to_each_turn(tmp_path: Path) -> None:
+    machine = Machine(dict.fromkeys(GROUPS, 2.0))
+
+    tuner(machine, tmp_path / "t.json", least=20, repeats=4).run()
+
+    counts = sorted((machine.launches.count(key) for key in set(machine.launches)), reverse=True)
+    assert counts[0] == 4
+    assert sum(count > 1 for count in counts) <= 8
+    assert (
+        sum(count > 3 for count in counts) <= sum(count > 2 for count in counts) <= sum(count > 1 for count in counts)
+    )
 
 
 def test_what_was_measured_is_not_launched_again(tmp_path: Path) -> None:
@@ -115,20 +174,42 @@ def test_no_more_are_launched_than_allowed(tmp_path: Path) -> None:
 def test_correction_is_no_worse_than_one_common_factor(factors: list[float]) -> None:
     part_of = {group: parts[0] for group, parts in GROUPS.items()}
     steps = [step(**{part: 3.0 if part == dear else 0.2 for part in part_of.values()}) for dear in part_of.values()]
-    measured = [(one, sum(f * s for f, s in zip(factors, grouped(one), strict=True))) for one in steps]
+    measured = [(Cost(step=one), sum(f * s for f, s in zip(factors, grouped(one), strict=True))) for one in steps]
 
     found = fit_correction(measured)
-    common = median(seconds / one.total for one, seconds in measured)
+    common = median(seconds / one.step.total for one, seconds in measured)
 
-    def error(predict: Callable[[StepTime], float]) -> float:
+    def error(predict: Callable[[Cost], float]) -> float:
         return sum((predict(one) / seconds - 1) ** 2 for one, seconds in measured)
 
-    assert error(found.seconds) <= error(lambda one: common * one.total) + 1e-9
+    assert error(found.seconds) <= error(lambda one: common * one.step.total) + 1e-9
     assert all(factor >= 0 for factor in found.factors.values())
 
 
 def test_without_measurements_predictions_stay_as_they_are() -> None:
-    assert fit_correction([]).seconds(step(gemm=1.0, data=2.0)) == 3.0
+    assert fit_correction([]).seconds(Cost(step=step(gemm=1.0, data=2.0))) == 3.0
+
+
+def test_overhead_of_an_engine_is_told_from_the_machines_speed() -> None:
+    def seconds(cost: Cost) -> float:
+        return 2 * cost.step.total + (0.5 + 0.1 * cost.micro_batches if cost.engine == "slow" else 0.0)
+
+    costs = [
+        Cost(step=step(gemm=gemm, data=data), engine=engine, micro_batches=micro)
+        for engine in ("slow", "quick")
+        for gemm, data, micro in ((1.0, 0.1, 1), (1.0, 0.1, 8), (0.2, 0.6, 4))
+    ]
+
+    found = fit_correction([(cost, seconds(cost)) for cost in costs])
+
+    each_step, each_micro = found.overheads["slow"]
+    assert each_step == pytest.approx(0.5, rel=0.2)
+    assert each_micro == pytest.approx(0.1, rel=0.2)
+    assert max(found.overheads["quick"]) < 0.05
+    unseen = Cost(step=step(gemm=0.5, data=0.5), engine="slow", micro_batches=2)
+    assert found.seconds(unseen) == pytest.approx(seconds(unseen), rel=0.1)
+    other = found.seconds(Cost(step=unseen.step, engine="new", micro_batches=2))  # the mean of both
+    assert 2 * unseen.step.total < other < seconds(unseen)
 
 
 def test_measurements_join_and_survive_a_damaged_file(tmp_path: Path) -> None:
@@ -185,6 +266,13 @@ def test_kept_sections_stay() -> None:
 
     assert {describe(one.candidate)["engine"]["kind"] for one in kept} == {"megatron"}
     assert len(kept) < len(tunable_layouts(SPEC, hardware=None))
+
+
+def test_layouts_that_run_alike_are_tried_once() -> None:
+    zeros = [d["engine"]["zero"] for one in layouts() if (d := describe(one.candidate))["parallel"]["pipeline"] > 1
+             and d["engine"]["kind"] == "deepspeed"]  # fmt: skip
+
+    assert set(zeros) == {1}
 
 
 def test_accelerator_must_be_known() -> None:
