@@ -87,10 +87,11 @@ def compare(model: Model, folder: Path, *, options: argparse.Namespace) -> bool:
         print(f"  {names[key]:40s} {times[key] * 1e3:8.1f} ms   judges {again:20s} {mark}")
     best = {key: min(values) for key, values in seconds.items() if values}
     ratio = min(best.values()) / best[choice]
+    seen = sum(one.trial is not None for one in tuned.layouts)
     noise = median(max(values) / min(values) - 1 for values in seconds.values() if values)
     print(
         f"{model.name}: best over choice {ratio:.3f}; launches of one layout differ by {noise:.0%} (median); tuning "
-        f"saw {sum(one.trial is not None for one in tuned.layouts)} of {len(order)} layouts in {tuned.launched} launches; "
+        f"saw {seen} of {len(order)} layouts in {tuned.launched} launches; "
         f"{time.monotonic() - began:.0f} s",
         flush=True,
     )
