@@ -133,7 +133,7 @@ def json_object(line: str, *, where: str) -> dict[str, Any]:
     """Read one line of a JSONL file.
 
     Raises:
-        DataError: It is no JSON object; ``where`` (file:line) is named.
+        DataError: It is no JSON object, or holds what is no text; ``where`` (file:line) is named.
     """
     try:
         row = json.loads(line)
@@ -142,6 +142,12 @@ def json_object(line: str, *, where: str) -> dict[str, Any]:
         raise DataError(f"{where}:{column}: no JSON ({reason}); each line must be one JSON object") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: {line.strip()[:60]!r} is no JSON object; each line must be one, with named values")
+    if "\\ud" in line.lower():
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = str(error.object)[error.start]
+            raise DataError(f"{where}: {half!r} is half of a surrogate pair, and no text; remove it") from error
     return row
 
 

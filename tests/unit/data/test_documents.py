@@ -58,6 +58,7 @@ def test_progress_ends_at_the_files_size(tmp_path: Path) -> None:
     [
         ('{"text": }', r"a.jsonl:2:10: no JSON \(Expecting value\)"),
         ('["text"]', r"""a.jsonl:2: '\["text"\]' is no JSON object"""),
+        (r'{"text": "\ud800"}', r"a.jsonl:2: '\\ud800' is half of a surrogate pair, and no text; remove it"),
         ('{"txt": "x"}', r"a.jsonl:2: no key 'text'; the keys are 'txt'; did you mean --field txt\?"),
         ('{"body": "x"}', r"a.jsonl:2: no key 'text'; the keys are 'body'; name the text's key with --field"),
         ('{"text": [1]}', r"a.jsonl:2: 'text' is \[1\], and the text must be a string"),
