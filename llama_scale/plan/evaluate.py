@@ -63,17 +63,24 @@ def best_micro_batch(workload: Workload, *, constants: Constants = DEFAULT) -> W
 
 
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of a CSV file.
+    """Yield the rows of a CSV file; commas, semicolons or tabs separate its cells, and names of columns have any case.
 
     Raises:
-        SpecError: the file cannot be read, or has no header with the columns that name a model.
+        SpecError: the file cannot be read, or has no header with a column that describes a model.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in ("hidden", "n_layers", "gpu") if name not in (reader.fieldnames or ())]
-            if missing:
-                raise SpecError(f"{path}: no column {', '.join(missing)}; the first line must name the columns")
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=max(",;\t", key=first.count))
+            names = [name.strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            if not any(name in names for name in _NEEDED):
+                raise SpecError(f"{path}: no column {', '.join(_NEEDED)}; the first line must name the columns")
             yield from reader
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise SpecError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+_NEEDED = ("hidden", "n_layers", "gpu")
+"""A file with none of them is not one of measurements."""

@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping
 
 from llama_scale.plan.frozen_base import lora_frozen
 from llama_scale.plan.hardware import HARDWARE, Hardware, find_hardware
+from llama_scale.plan.row_reader import RowReader
 from llama_scale.plan.workload import (
     AttentionKernel,
     Dimensions,
     Frozen,
     Parallelism,
-    Precision,
     RecomputeKind,
-    Sharding,
     Software,
     Workload,
 )
@@ -37,58 +36,7 @@ _SYSTEMS = {
     "GB300-288GB-NVL72": "gb300",
 }
 
-_SHARDINGS: dict[str, Sharding] = {
-    "none": "none",
-    "distopt": "zero1",
-    "zero1": "zero1",
-    "zero1-node": "zero1-node",
-    "zero2": "zero2",
-    "zero3": "zero3",
-    "fsdp": "zero3",
-    "fsdp-hsdp": "hsdp",
-}
-
-_PRECISIONS: dict[str, Precision] = {
-    "fp32": "fp32", "bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4",
-}  # fmt: skip
-
-
 _MOST_LAYERS = 10_000
-
-_LARGEST = 10**9
-"""No count of a run is larger; what is, is a typing error."""
-
-
-class RowReader:
-    """Reads one row and collects what it had to assume."""
-
-    def __init__(self, row: Mapping[str, str]) -> None:
-        self._row = row
-        self.notes: list[str] = []
-
-    def text(self, name: str) -> str:
-        """Return a cell without surrounding blanks; empty when the column is missing."""
-        return (self._row.get(name) or "").strip()
-
-    def number(self, name: str, default: int, *, largest: int = _LARGEST) -> int:
-        """Return a positive whole number up to the largest, or the default with a note."""
-        cell = self.text(name)
-        try:
-            value = round(float(cell))
-        except (ValueError, OverflowError):
-            value = 0
-        if 1 <= value <= largest:
-            return value
-        self.notes.append(f"{name}={cell!r} taken as {default}")
-        return max(1, default)
-
-    def flag(self, name: str) -> bool:
-        """Tell whether a cell is 1."""
-        return self.text(name) in ("1", "true", "True")
-
-    def optional(self, name: str) -> int:
-        """Return a number, 0 when the cell is empty."""
-        return self.number(name, 0) if self.text(name) else 0
 
 
 def read_row(row: Mapping[str, str]) -> tuple[Workload, list[str]]:
@@ -100,10 +48,7 @@ def read_row(row: Mapping[str, str]) -> tuple[Workload, list[str]]:
     hardware = _hardware(reader)
     model = _dimensions(reader)
     parallel = _parallelism(reader, model)
-    precision = _PRECISIONS.get(reader.text("precision"))
-    if precision is None:
-        reader.notes.append(f"precision={reader.text('precision')!r} taken as bf16")
-        precision = "bf16"
+    precision = reader.precision()
     gpus_per_node = reader.number("gpus_per_node", hardware.link_devices)
     micro = reader.optional("micro_batch") or 1
     if parallel.pp > 1 and micro > 1 and micro * parallel.dp == reader.number("global_batch", micro * parallel.dp):
@@ -139,7 +84,8 @@ def _hardware(reader: RowReader) -> Hardware:
     name = reader.text("gpu")
     row = find_hardware(_SYSTEMS.get(name, name))
     if row is None:
-        row = next((h for h in HARDWARE if name.lower().startswith(h.name)), find_hardware("h100"))
+        named = [h for h in HARDWARE if h.name in name.lower()]
+        row = max(named, key=lambda h: len(h.name)) if named else find_hardware("h100")
         assert row is not None
         reader.notes.append(f"gpu={name!r} is not in the hardware table; taken as {row.name}")
     share = _network_gbit(reader.text("notes"), gpus_per_node=reader.number("gpus_per_node", row.link_devices))
@@ -159,11 +105,14 @@ def _dimensions(reader: RowReader) -> Dimensions:
     hidden = reader.number("hidden", 4096)
     heads = reader.number("n_heads", max(1, hidden // 128))
     gated = reader.flag("gated_mlp")
+    ffn = reader.number("ffn_hidden", 4 * hidden)
     experts = reader.optional("moe_n_experts")
+    active = min(experts, reader.number("moe_topk", 2)) if experts else 0
+    expert_ffn = reader.number("moe_ffn_hidden", ffn) if experts else 0
     return Dimensions(
         layers=reader.number("n_layers", 32, largest=_MOST_LAYERS),
         hidden=hidden,
-        ffn=reader.number("ffn_hidden", 4 * hidden),
+        ffn=ffn,
         heads=heads,
         kv_heads=reader.number("n_kv_heads", heads),
         head_dim=reader.number("head_dim", max(1, hidden // heads)),
@@ -171,27 +120,22 @@ def _dimensions(reader: RowReader) -> Dimensions:
         gated=gated,
         tied=reader.flag("tied_emb"),
         experts=experts,
-        active_experts=reader.optional("moe_topk"),
-        expert_ffn=reader.optional("moe_ffn_hidden"),
+        active_experts=active,
+        expert_ffn=expert_ffn,
     )
 
 
 def _parallelism(reader: RowReader, model: Dimensions) -> Parallelism:
     tp, cp = reader.number("tp", 1), reader.number("cp", 1)
     pp = reader.number("pp", 1, largest=model.layers)
-    devices = reader.number("n_gpus", tp * pp * cp)
-    dp = max(1, devices // (tp * pp * cp))
+    dp = _replicas(reader, one=tp * pp * cp)
     vp = reader.number("vp", _usual_chunks(model.layers, pp), largest=-(-model.layers // pp)) if pp > 1 else 1
-    text = reader.text("recompute")
+    text = reader.text("recompute").lower()
     kind: RecomputeKind = "full" if "full" in text else "selective" if text == "selective" else "none"
     share = 1.0
     part = re.search(r"recompute of (\d+)/(\d+) layers", reader.text("notes"))
     if text.startswith("partial"):
         share = int(part[1]) / int(part[2]) if part else 0.25
-    sharding = _SHARDINGS.get(reader.text("sharding"))
-    if sharding is None:
-        reader.notes.append(f"sharding={reader.text('sharding')!r} taken as none")
-        sharding = "none"
     balanced = "nanotron" in reader.text("framework").lower() and pp > 1 and vp == 1
     return Parallelism(
         dp=dp,
@@ -200,12 +144,22 @@ def _parallelism(reader: RowReader, model: Dimensions) -> Parallelism:
         vp=vp,
         cp=cp,
         ep=max(1, reader.optional("ep")),
-        sharding=sharding,
+        sharding=reader.sharding(),
         sequence=reader.flag("seq_parallel") and tp > 1,
         recompute=kind,
         recompute_layers=share,
         stage_layers=(_balanced(model, pp) or None) if balanced else None,
     )
+
+
+def _replicas(reader: RowReader, *, one: int) -> int:
+    """Return the replicas of ``one`` devices each that the row's devices make; whole ones, and at least one."""
+    printed = reader.optional("dp") or 1
+    devices = reader.number("n_gpus", printed * one)
+    if devices % one:
+        taken = max(1, devices // one) * one
+        reader.notes.append(f"n_gpus={devices} is no multiple of tp x pp x cp = {one}; taken as {taken}")
+    return max(1, devices // one)
 
 
 def _usual_chunks(layers: int, pp: int) -> int:

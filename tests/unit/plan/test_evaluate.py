@@ -148,6 +148,77 @@ def test_json_has_the_same_columns(tmp_path: Path, capsys: pytest.CaptureFixture
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"seq_len": "1M"}, None),
+        ({"global_batch": "1,024"}, None),
+        ({"gpu": "NVIDIA DGX GB200 NVL72"}, "taken as gb200"),
+        ({"gpu": "TPUv5"}, "taken as h100"),
+        ({"sharding": "ZeRO-3", "precision": "FP8-hybrid", "recompute": "Full"}, None),
+        ({"n_gpus": "100"}, "is no multiple of tp x pp x cp"),
+        ({"n_gpus": "", "dp": "4"}, "n_gpus='' taken as"),
+        ({"cp": "4", "seq_len": "1048576"}, None),
+        ({"moe_n_experts": "8", "moe_topk": "", "moe_ffn_hidden": ""}, "moe_topk='' taken as 2"),
+        ({"hidden": "5120.0", "n_heads": "41"}, None),
+    ],
+)
+def test_unusual_cells_are_read_or_noted(changes: dict[str, str], note: str | None) -> None:
+    prediction = predict_row(ROW | changes)
+    assert prediction.tokens_per_s_per_gpu > 0
+    assert prediction.peak_mem_gb > 0
+    assert note is None or any(note in found for found in prediction.notes), prediction.notes
+
+
+def test_numbers_and_kinds_are_read_in_many_forms() -> None:
+    changes = {"seq_len": "128k", "global_batch": "1,024", "sharding": "fsdp2", "precision": "FP8-hybrid",
+               "seq_parallel": "Yes", "recompute": "FULL"}  # fmt: skip
+    found, _ = read_row(ROW | changes)
+    assert (found.seq_length, found.global_batch, found.precision) == (131072, 1024, "fp8")
+    assert (found.parallel.sharding, found.parallel.recompute) == ("zero3", "full")
+    assert found.parallel.sequence == (found.parallel.tp > 1)
+
+
+@pytest.mark.parametrize("form", ["bom and crlf", "semicolons", "quoted", "short", "long", "blanks", "latin-1"])
+def test_every_row_of_an_unusual_file_has_a_prediction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    names = [name for name in ROW if name != "notes"]
+    cells = [ROW[name] for name in names]
+    quoted = [*names, "notes"], [*cells, '"tuned, ""best"" of 3"']
+    head, row = {
+        "quoted": quoted,
+        "short": (names, cells[:5]),
+        "long": (names, [*cells, "more", "", "cells"]),
+        "blanks": ([f" {name.upper()} " for name in names], [f"  {cell} " for cell in cells]),
+        "latin-1": ([*names, "notes"], [*cells, "5 \xb5s"]),
+    }.get(form, (names, cells))
+    comma, end = {"semicolons": (";", "\n"), "bom and crlf": (",", "\r\n")}.get(form, (",", "\n"))
+    text = ("\ufeff" if form == "bom and crlf" else "") + comma.join(head) + end + 2 * (comma.join(row) + end)
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode("latin-1" if form == "latin-1" else "utf-8"))
+
+    assert call("plan", "--evaluate", path) == 0
+    lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len(lines) == 2
+    assert all(float(line["tokens_per_s_per_gpu"]) > 0 and float(line["peak_mem_gb"]) > 0 for line in lines)
+    if form != "short":
+        expected = predict_row({name: cell for name, cell in ROW.items() if name in names})
+        assert float(lines[0]["tokens_per_s_per_gpu"]) == pytest.approx(expected.tokens_per_s_per_gpu, abs=1e-3)
+
+
+def test_a_file_with_few_columns_is_predicted_as_well_as_may_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("hidden,n_layers\n4096,32\n")
+
+    assert call("plan", "--evaluate", path) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "gpu='' is not in the hardware table" in err
+
+
 def test_a_file_that_is_no_csv_of_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n1,2\n")
