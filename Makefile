@@ -38,7 +38,7 @@ demo: setup ## the whole way on real text: train on 4 processes, kill, resume, c
 finetune: setup ## four adapters on SmolLM2-135M and their mixture: train, evaluate, export, prove (an hour)
 	VENV=$(VENV) configs/finetune/four-tasks.sh
 
-test: setup check test-engines ## set up and pass all tests that need neither a GPU nor a cluster
+test: setup check test-engines test-cluster ## set up and pass all tests that need no GPU
 
 check: setup format lint types test-unit test-docs ## format, lint, types, unit tests, docs check
 
@@ -57,12 +57,13 @@ test-unit: setup ## tests in one process
 test-docs: setup ## boundaries, shipped specs, documents, README's commands, the wheel
 	$(PYTEST) tests/test_*.py -m 'not engines'
 
+# Two at a time: ranks of tiny models mostly wait for each other. What fails runs once more; -rR names it in the summary.
 test-engines: setup ## tests with several processes and the real engines
-	OMP_NUM_THREADS=1 $(PYTEST) -m engines tests
+	OMP_NUM_THREADS=1 $(PYTEST) -m engines tests -n 2 --dist worksteal --reruns 1 -rR --durations=15
 
 # The tests install what they need from Debian's packages.
 test-cluster: setup ## real hosts, Slurm and MPI, with faults: root with CI=1 or LS_CLUSTER=1; else it says that it skips
-	OMP_NUM_THREADS=1 $(PYTEST) -rs -m cluster tests
+	OMP_NUM_THREADS=1 $(PYTEST) -rsR -m cluster tests --reruns 1 --durations=15
 
 test-py312: $(VENV_PY312)/.installed ## the engine tests on Python 3.12 with megatron-core 0.17 to 0.19
 	OMP_NUM_THREADS=1 $(VENV_PY312)/bin/python -m pytest -m engines tests
