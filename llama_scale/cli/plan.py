@@ -11,6 +11,7 @@ import typer
 
 from llama_scale.cli.output import emit, emit_json
 from llama_scale.cli.plan_site import site_hardware
+from llama_scale.errors import SpecError
 from llama_scale.plan.estimate import Estimate, estimate
 from llama_scale.plan.fit import problems
 from llama_scale.plan.flops import model_flops_per_token
@@ -39,10 +40,10 @@ def plan(
         Path | None, typer.Option("--hardware", metavar="FILE", help="YAML list of your own accelerators.")
     ] = None,
     objective: Annotated[
-        Literal["tokens", "cost", "memory"],
-        typer.Option(help="With --search: most tokens/s, fewest device hours, or least memory."),
-    ] = "tokens",
-    top: Annotated[int, typer.Option(min=1, help="With --search: layouts to show.")] = 10,
+        Literal["tokens", "cost", "memory"] | None,
+        typer.Option(help="With --search: most tokens/s (the default), fewest device hours, or least memory."),
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="With --search: layouts to show; 10 by default.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of one device for an hour.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Compare the plans of two specs.")] = False,
     evaluate: Annotated[
@@ -58,7 +59,12 @@ def plan(
     Exit status 3: the spec has errors; all of them are named on stderr.
     """
     names = list(specs or ())
-    _check_options(names, search=search, diff=diff, evaluate=evaluate, gpus=gpus, plot=plot)
+    _check_options(names, search=search, diff=diff, evaluate=evaluate, plot=plot)
+    for option, given in (("--gpus", gpus), ("--objective", objective), ("--top", top)):
+        if given is not None and not search:
+            raise typer.BadParameter(f"{option} goes with --search; a spec's own layout is set by cluster and parallel")
+    if evaluate is not None and (gpu is not None or hardware_file is not None):
+        raise typer.BadParameter("rows of --evaluate name their own accelerators; leave out --gpu and --hardware")
     changes = overrides or ()
     if evaluate is not None:
         from llama_scale.cli.plan_evaluate import run_evaluate  # lazy: only this form
@@ -71,7 +77,13 @@ def plan(
         from llama_scale.cli.plan_search import run_search  # lazy: only this form
 
         run_search(
-            resolved[0], hardware=hardware[0], gpus=gpus, objective=objective, top=top, as_json=as_json, plot=plot
+            resolved[0],
+            hardware=hardware[0],
+            gpus=gpus,
+            objective=objective or "tokens",
+            top=top or 10,
+            as_json=as_json,
+            plot=plot,
         )
         return
     if diff:
@@ -79,6 +91,8 @@ def plan(
 
         run_diff(resolved, hardware=hardware, as_json=as_json)
         return
+    if usd_per_hour is not None and hardware[0] is None:
+        raise SpecError("--usd-per-hour needs the speed of an accelerator: give --gpu (h100, ...) or cluster.profile")
     made = make_plan(resolved[0])
     speed = _speed(resolved[0], made, hardware=hardware[0], usd_per_hour=usd_per_hour)
     if plot is not None:
@@ -93,18 +107,17 @@ def plan(
         emit(render(made, spec=resolved[0], estimate=speed))
 
 
-def _check_options(
-    names: list[str], *, search: bool, diff: bool, evaluate: Path | None, gpus: int | None, plot: Path | None
-) -> None:
+def _check_options(names: list[str], *, search: bool, diff: bool, evaluate: Path | None, plot: Path | None) -> None:
     forms = [name for name, given in (("--search", search), ("--diff", diff), ("--evaluate", evaluate)) if given]
     if len(forms) > 1:
         raise typer.BadParameter(f"{' and '.join(forms)} are different questions; ask one at a time")
     wanted = 2 if diff else 0 if evaluate is not None else 1
     if len(names) != wanted:
         form = forms[0] if forms else "a plan"
-        raise typer.BadParameter(f"{form} takes {wanted} SPEC argument{'s' * (wanted != 1)}, and {len(names)} given")
-    if gpus is not None and not search:
-        raise typer.BadParameter("--gpus goes with --search; a spec's own devices are set by cluster and parallel")
+        compare = "; --diff compares two" if not forms and len(names) == 2 else ""
+        raise typer.BadParameter(
+            f"{form} takes {wanted} SPEC argument{'s' * (wanted != 1)}, and {len(names)} given{compare}"
+        )
     if plot is not None:
         if diff or evaluate is not None:
             raise typer.BadParameter(f"--plot draws a plan or a search; {forms[0]} has no drawing")

@@ -66,10 +66,9 @@ def tune(
         raise SpecError(
             f"launcher.kind={resolved.launcher.kind!r}: trials start on this machine; set launcher.kind=local"
         )
+    hardware = site_hardware(resolved, gpu=gpu, file=hardware_file)
     check_inputs(resolved)
-    ranked = tunable_layouts(
-        resolved, hardware=site_hardware(resolved, gpu=gpu, file=hardware_file), keep=tuple(keep or ())
-    )
+    ranked = tunable_layouts(resolved, hardware=hardware, keep=tuple(keep or ()))
     folder = cache_folder() / "tune" / machine_key()
     trials = Trials(folder / f"{workload_key(resolved)}.json", fresh=fresh)
     with open_progress(most=min(most, len(ranked)), layouts=len(ranked)) as progress:

@@ -200,6 +200,9 @@ def test_diff_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("a", "--evaluate", "rows.csv"), "--evaluate takes 0 SPEC arguments, and 1 given"),
         (("a", "b", "--diff", "--search"), "--search and --diff are different questions; ask one at a time"),
         (("a", "--gpus", "8"), "--gpus goes with --search"),
+        (("a", "--top", "3"), "--top goes with --search"),
+        (("a", "--objective", "cost"), "--objective goes with --search"),
+        (("a", "b"), "--diff compares two"),
     ],
 )
 def test_forms_are_kept_apart(arguments: tuple[str, ...], message: str) -> None:
