@@ -257,7 +257,7 @@ def _faults(entry: Registered, descriptor: Any) -> Iterator[str]:
     """Yield what is wrong with a descriptor."""
     version = getattr(descriptor, "api_version", None)
     if not isinstance(version, int):
-        yield f"is broken: {entry.target} is a {type(descriptor).__name__}, which is no descriptor (no api_version)"
+        yield f"is broken: {entry.target} is {descriptor!r:.60}, which is no descriptor (no api_version)"
         return
     if version != API_VERSION:
         yield f"was made for version {version} of the plugin interface; this llama-scale has version {API_VERSION}"
