@@ -13,6 +13,7 @@ from llama_scale.layout.parameters import Parameter, iter_parameters
 from llama_scale.plan.activations import ActivationCase
 from llama_scale.plan.extensions import extra_parameters
 from llama_scale.plan.extra_memory import first_trained_layer, mixture_copies, stage_extra, with_extra
+from llama_scale.plan.frozen_base import spec_frozen
 from llama_scale.plan.memory import StageMemory, element_bytes, stage_memory
 from llama_scale.plan.schedule import Schedule, make_schedule, pass_times
 from llama_scale.plan.stages import Stages, make_stages
@@ -211,6 +212,7 @@ def _memory(
     extra: tuple[Parameter, ...],
 ) -> tuple[StageMemory, ...]:
     """Return each stage's memory, first to last."""
+    frozen = spec_frozen(spec, extra, tp_size=topology.tp_size)
     case = ActivationCase(
         shape=shape,
         micro_batch=batch.micro_batch,
@@ -221,6 +223,7 @@ def _memory(
         recompute=spec.recompute,
         first_trained=first_trained_layer(extra, shape.num_layers) if spec.adapters else 0,
         copies=mixture_copies(spec),
+        adapter_inputs=None if frozen is None else frozen.inputs,
     )
     on_cpu = spec.cluster.device == "cpu"
     memory = [

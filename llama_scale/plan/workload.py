@@ -197,6 +197,11 @@ class Frozen:
     layer_numel: tuple[int, ...] = ()
     head_numel: int = 0
 
+    @property
+    def inputs(self) -> float:
+        """Width of all inputs that the matrices of one adapter keep for their gradients."""
+        return sum(columns for _, columns in self.matrices) / self.adapters
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
