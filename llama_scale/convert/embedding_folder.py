@@ -76,10 +76,11 @@ def export_embeddings(
                 tokenizer=tokenizer,
                 progress=progress,
             )
-            _write_modules(tmp, discover.read_options(discover.task(entry.kind), entry.options))
             report |= {"kind": "sentence-transformers", "task": entry.name}
+            # The weights are proven while the folder is still a causal language model, whose logits can be compared.
             if proof is not None:
                 report["verify"] = proof(tmp, None if merger is None else merger.adapter.name)
+            _write_modules(tmp, discover.read_options(discover.task(entry.kind), entry.options))
             write_json(tmp / REPORT, report)
     except CheckpointError as error:
         raise ConvertError(str(error)) from error

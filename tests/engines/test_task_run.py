@@ -62,3 +62,11 @@ def test_tasks_train_and_resume_on_another_layout(tmp_path: Path) -> None:
     assert [line["loss"] for line in found] == pytest.approx([loss for loss, _ in expected["curve"]], rel=1e-5)
     assert found[1]["validation_losses"].keys() == {"sum", "qa", "search"}
     assert found[1]["validation_loss"] == pytest.approx(sum(found[1]["validation_losses"].values()) / 3)
+
+    exported = cli(
+        tmp_path, "convert", "export", "--from", str(run), "--to", "embedder", "--as", "sentence-transformers"
+    )
+    assert exported.returncode == 0, exported.stderr
+    report = json.loads((tmp_path / "embedder" / "report.json").read_text())
+    assert report["kind"] == "sentence-transformers" and report["verify"]["passed"]
+    assert json.loads((tmp_path / "embedder" / "config.json").read_text())["architectures"] == ["LlamaModel"]
