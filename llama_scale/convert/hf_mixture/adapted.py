@@ -21,6 +21,7 @@ from llama_scale.extensions.adapter import LayerAdapter
 
 Acting = Sequence[LayerAdapter | None]
 """Who acts on which rows: each has an equal part of the rows, in this order."""
+_FEW = 8
 
 
 def _each(acting: Acting, change: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
@@ -32,12 +33,25 @@ def _each(acting: Acting, change: Callable[..., torch.Tensor], *tensors: torch.T
     return torch.cat(changed, dim=1) if len(changed) > 1 else changed[0]
 
 
+def product(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Apply a linear layer to ``[..., in]``.
+
+    Decoding asks for a few rows at a time. On CPUs their product is computed transposed: BLAS then reads the matrix as
+    it lies, where it would first copy it into another order, at several times the cost of reading it.
+    """
+    rows = x.numel() // x.shape[-1]
+    plain = type(linear) is nn.Linear and linear.bias is None and not hasattr(linear, "_hf_hook")
+    if not plain or x.device.type != "cpu" or not 1 < rows <= _FEW:
+        return linear(x)
+    return (linear.weight @ x.reshape(rows, -1).t()).t().reshape(*x.shape[:-1], -1)
+
+
 def _linear(linear: nn.Module, target: str, x: torch.Tensor, acting: Acting) -> torch.Tensor:
     """Apply one of the layer's linear layers and what adapters change before and behind it."""
     before = [a if a is not None and target in a.changes_input else None for a in acting]
     x = _each(before, lambda adapter, rows: adapter.input(target, rows), x)
     behind = [a if a is not None and target in a.outputs() else None for a in acting]
-    return _each(behind, lambda adapter, rows, out: adapter.output(target, rows, out), x, linear(x))
+    return _each(behind, lambda adapter, rows, out: adapter.output(target, rows, out), x, product(linear, x))
 
 
 class AdaptedLayer(LlamaDecoderLayer):

@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
-from llama_scale.convert.hf_mixture.adapted import AdaptedModel, module_name
+from llama_scale.convert.hf_mixture.adapted import AdaptedModel, module_name, product
 from llama_scale.convert.hf_mixture.mixing import CACHE, LlamaScaleCache, Posterior
 from llama_scale.extensions.adapter import LayerAdapter, LayerContext, Tensor, attach
 from llama_scale.extensions.gate import Gate
@@ -239,7 +239,7 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
             real = real[:, -input_ids.shape[1] :].bool()
             logits = self._mixture(hidden.transpose(0, 1), kept, input_ids=input_ids, real=real, cache=cache)
         else:
-            logits = self.lm_head(hidden[:, kept])
+            logits = product(self.lm_head, hidden[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
@@ -273,7 +273,7 @@ class LlamaScaleForCausalLM(LlamaForCausalLM):
         step = max(1, _HEAD_ELEMENTS // (parts.shape[2] * number * self.config.vocab_size))
         mixed = []
         for at in positions.split(step):
-            log_probs = torch.log_softmax(self.lm_head(parts[at, :number]).float(), dim=-1)  # [S, N, B, V]
+            log_probs = torch.log_softmax(product(self.lm_head, parts[at, :number]).float(), dim=-1)  # [S, N, B, V]
             if posterior is not None:
                 weights = posterior.advance(log_probs, input_ids.t()[at], real.t()[at])
                 chosen = torch.isin(at, kept)
