@@ -96,3 +96,14 @@ def test_commands_and_options_in_the_pages_exist(page: str, line: str) -> None:
 
 def test_pages_with_commands_are_found() -> None:
     assert len(COMMAND_LINES) > 25
+
+
+FOLDERS = {"c": "tests/cluster", "e": "tests/engines", "u": "tests/unit/launchers"}
+
+
+def test_tests_named_in_the_table_of_launchers_exist() -> None:
+    page = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b([ceu])/(test_\w+\.py)::(test_\w+)", page)
+    assert len(named) > 30
+    for folder, file, test in named:
+        assert f"def {test}(" in (ROOT / FOLDERS[folder] / file).read_text(encoding="utf-8"), f"{file}::{test}"
