@@ -24,7 +24,7 @@ from pathlib import Path
 
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError, LlamaScaleError
 from llama_scale.spec.hostfile import HostfileError, parse_hostfile
-from llama_scale.train import deepspeed_verdict
+from llama_scale.train import deepspeed_verdict, failures
 from llama_scale.train.deepspeed_verdict import Watched
 from llama_scale.train.rank_records import Control, RankJob, RankRecord, parse_environment, read_records
 from llama_scale.train.watch import STOP_SIGNALS
@@ -208,8 +208,14 @@ class _Watch:
             if self._kill_at is not None and now > self._kill_at and seen.status is None:
                 seen.killed = True
                 _kill_group(process.pid)
+        seen.command_first = not seen.killed and not self._failures()
         self._end_ranks(process.pid)
         return seen
+
+    def _failures(self) -> bool:
+        """Tell whether a rank has failed so far, or says that something did."""
+        codes = {record.exit_code for record in self._seen.records.values()}
+        return bool(codes - {None, 0, PREEMPTED_EXIT} or failures.read_reports(self._control.attempt_dir))
 
     def _renew(self) -> None:
         try:

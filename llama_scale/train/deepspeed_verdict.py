@@ -23,6 +23,8 @@ class Watched:
         records: Ranks by number.
         status: Exit status of the command, minus the signal that ended it.
         killed: The command was killed by this process.
+        command_first: The command ended by itself before any rank had failed. What ranks say afterwards, while they
+            are ended one after the other, is that they lost each other.
         stopped: Name of the stop signal that came, if any.
         stopped_early: It came before there were all ranks, so nothing could be saved.
         stop_timed_out: Ranks did not save and leave in time.
@@ -31,6 +33,7 @@ class Watched:
     records: dict[int, RankRecord] = field(default_factory=dict)
     status: int | None = None
     killed: bool = False
+    command_first: bool = False
     stopped: str | None = None
     stopped_early: bool = False
     stop_timed_out: bool = False
@@ -73,7 +76,10 @@ def judge(watched: Watched, attempt_dir: Path, *, world_size: int) -> Verdict:
         for rank, record in records.items()
         if record.exit_code not in _GOOD
     ]
-    if not reports and all(death.by_agent for death in deaths) and not watched.stop_timed_out:
+    # After the command's own end, ranks that say they lost each other are its victims too.
+    told = {report.rank for report in reports if watched.command_first and report.kind == "collateral"}
+    nobody_failed = len(told) == len(reports) and all(death.by_agent or death.local_rank in told for death in deaths)
+    if nobody_failed and not watched.stop_timed_out:
         return _command_failed(watched, world_size=world_size)
     verdict = judge_failure(
         reports,

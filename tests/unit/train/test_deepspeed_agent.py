@@ -110,6 +110,18 @@ def test_command_that_leaves_running_ranks_behind_is_named_and_they_end(agents: 
     wait_for(lambda: not is_alive(left))
 
 
+def test_rank_that_loses_its_peer_while_both_are_ended_is_not_blamed(agents: Any) -> None:
+    # The command goes; of the ranks that are ended then, one still gets to write that the other has gone.
+    later = "await end; record 0 -9 $! true; await lost; record 1 1 $!"
+    agent = agents(f"sleep 300 & record 0 null $!; record 1 null $!; ({later}) & exit 0")
+    wait_for((agent.attempt / "end").exists)
+    write_error(agent.attempt, rank=1)
+    (agent.attempt / "lost").touch()
+    verdict = agent.end()
+    assert verdict["message"].startswith("the deepspeed command ended with status 0 while rank 0, 1 still ran")
+    assert (verdict["first_failure"]["rank"], verdict["victims"]) == (None, [0, 1])
+
+
 def test_one_failed_rank_ends_the_others_and_is_named(agents: Any) -> None:
     # Rank 0 runs on when rank 1 dies, as it does on another host; it ends at the agent's request.
     agent = agents("record 0 null; sleep 0.3; record 1 -11; await end; record 0 -9 $$ true; exit 17")
