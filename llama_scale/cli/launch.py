@@ -74,7 +74,8 @@ def launch(
     if simulated:
         from llama_scale.cli.launch_simulate import simulate  # lazy: numpy, and what reads examples
 
-        raise typer.Exit(simulate(resolved, runs_dir=runs_dir, out=out))
+        simulate(resolved, runs_dir=runs_dir, out=out)
+        return
     bundle = load_launcher(resolved.launcher.kind).render(resolved, plan, python=sys.executable)
     if dry_run:
         _show(bundle, out)

@@ -13,7 +13,7 @@ from llama_scale.simulate.simulation import Simulation, new_folder
 from llama_scale.spec.run import RunSpec
 
 
-def simulate(spec: RunSpec, *, runs_dir: Path, out: Path | None) -> int:
+def simulate(spec: RunSpec, *, runs_dir: Path, out: Path | None) -> None:
     """Simulate a run; stdout gets the simulation's folder, stderr all else.
 
     Args:
@@ -30,7 +30,6 @@ def simulate(spec: RunSpec, *, runs_dir: Path, out: Path | None) -> int:
     emit(str(folder))
     with _ended_by_sigterm():
         Simulation(spec, folder=folder, tell=say).run()
-    return 0
 
 
 @contextmanager
