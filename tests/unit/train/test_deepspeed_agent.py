@@ -112,7 +112,7 @@ def test_command_that_leaves_running_ranks_behind_is_named_and_they_end(agents: 
 
 def test_rank_that_loses_its_peer_while_both_are_ended_is_not_blamed(agents: Any) -> None:
     # The command goes; of the ranks that are ended then, one still gets to write that the other has gone.
-    later = "await end; record 0 -9 $! true; await lost; record 1 1 $!"
+    later = "await end; record 0 -9 $! true; await lost; record 1 1 $!; kill $!"
     agent = agents(f"sleep 300 & record 0 null $!; record 1 null $!; ({later}) & exit 0")
     wait_for((agent.attempt / "end").exists)
     write_error(agent.attempt, rank=1)
