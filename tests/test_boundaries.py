@@ -15,10 +15,11 @@ from tests.live_runs import environment, write_spec
 
 PACKAGE = Path(__file__).resolve().parent.parent / "llama_scale"
 
-_BASE = {"errors", "resources"}
+_BASE = {"errors", "libraries", "resources"}
 # Part -> parts it may import, itself aside (docs/architecture.md).
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "libraries": set(),
     "resources": set(),
     "__init__": set(),
     "__main__": {"cli"},

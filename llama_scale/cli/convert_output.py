@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import ConvertError
+from llama_scale.libraries import missing_message
 
 if TYPE_CHECKING:
     from llama_scale.checkpoint.manifest import Manifest
@@ -27,11 +27,9 @@ def need_libraries(command: str) -> None:
     Raises:
         ConvertError: Names the libraries that are missing.
     """
-    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConvertError(
-            f"`llama-scale {command}` needs {', '.join(missing)}, not installed here: pip install 'llama-scale[train]'"
-        )
+    fault = missing_message(f"`llama-scale {command}` needs", *_LIBRARIES)
+    if fault:
+        raise ConvertError(fault)
 
 
 def import_adapters(folders: list[str], target: Path, *, base: Path | None) -> Manifest:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ import typer
 from llama_scale.cli.output import emit, emit_json
 from llama_scale.errors import PluginError
 from llama_scale.extensions.conformance import Check, CheckRequest, passed, run_suite
+from llama_scale.libraries import missing_libraries
 from llama_scale.spec.compose import ComposeError, compose
 from llama_scale.spec.nearby import suggest
 from llama_scale.spec.nodes import MappingNode
@@ -52,7 +52,7 @@ def check(
     group = _group(catalogue(), name, kind)
     given = _options(options)
     catalogue().load(group, name)
-    if find_spec("torch") is None or find_spec("megatron") is None:
+    if missing_libraries("torch", "megatron"):
         raise PluginError("the suite needs torch and megatron-core; run `pip install 'llama-scale[train]'`")
     checks = run_suite(CheckRequest(group=group, name=name, options=given))
     if as_json:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 from llama_scale.checkpoint.manifest import MANIFEST, load_manifest, verify_files
 from llama_scale.errors import CheckpointError, DataError, LaunchError
+from llama_scale.libraries import missing_message
 from llama_scale.runs.task_files import task_faults
 from llama_scale.spec.model import InlineModel
 from llama_scale.spec.run import RunSpec
@@ -38,9 +38,9 @@ def check_inputs(spec: RunSpec, *, warm_start: bool = True) -> None:
 def _packages(spec: RunSpec) -> Iterator[str]:
     if getattr(spec.launcher, "container", None) is not None:  # the image has them; the light install does here
         return
-    missing = [name for name in ("torch", "megatron", "safetensors", "numpy") if importlib.util.find_spec(name) is None]
-    if missing:
-        yield f"the workers need {', '.join(missing)}, not installed here: pip install 'llama-scale[train]'"
+    fault = missing_message("the workers need", "torch", "megatron", "safetensors", "numpy")
+    if fault:
+        yield fault
 
 
 def _data(spec: RunSpec) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_scale.errors import LaunchError
+from llama_scale.libraries import missing_message
 from llama_scale.runs.preflight import vocabulary_size
 from llama_scale.runs.task_files import task_faults
 from llama_scale.simulate import examples, tokenizer, tokens
@@ -24,11 +24,9 @@ def need_libraries() -> None:
     Raises:
         LaunchError: Names the libraries that are missing.
     """
-    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise LaunchError(
-            f"a simulation needs {', '.join(missing)}, not installed here: pip install 'llama-scale[train]'"
-        )
+    fault = missing_message("a simulation needs", *_LIBRARIES)
+    if fault:
+        raise LaunchError(fault)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

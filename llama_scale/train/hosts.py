@@ -6,7 +6,6 @@ DeepSpeed itself asks the first host only, and then hangs or fails on any other.
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import shutil
 import socket
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llama_scale import __version__
 from llama_scale.errors import LaunchError
+from llama_scale.libraries import missing_libraries
 from llama_scale.train.rank_records import Control, RankJob
 
 _AT_ONCE = 64
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _faults(job: RankJob, *, master_port: int, version: str) -> Iterator[str]:
     if version != __version__:
         yield f"llama-scale {__version__} is installed there, and {version} on the machine that launches"
-    missing = [name for name in ("torch", "deepspeed") if importlib.util.find_spec(name) is None]
+    missing = missing_libraries("torch", "deepspeed")
     if missing:
         yield f"{' and '.join(missing)} not installed for {sys.executable}"
     if not Control(job.attempt_dir).lease.is_file():

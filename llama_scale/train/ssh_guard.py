@@ -9,7 +9,6 @@ It is what the ssh launcher starts on every host. Its standard input and output 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import selectors
 import signal
@@ -21,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llama_scale.errors import LaunchError
+from llama_scale.libraries import missing_libraries
 from llama_scale.resources import package_digest
 from llama_scale.train.ports import choose_port
 from llama_scale.train.rank_records import rank_environment
@@ -224,7 +224,7 @@ def _faults(job: NodeJob) -> Iterator[str]:
     version = package_digest()
     if version != job.version:
         yield f"llama-scale {version} is installed there, and {job.version} on the head machine; install the same"
-    missing = [name for name in ("torch", "megatron") if importlib.util.find_spec(name) is None]
+    missing = missing_libraries("torch", "megatron")
     if missing:
         yield f"{' and '.join(missing)} not installed for {sys.executable}; install llama-scale[train] there"
     if not (job.attempt_dir / "lease").is_file():
