@@ -161,11 +161,10 @@ class RunFolder:
         Raises:
             LaunchError: The folder cannot be written (read-only, full, not a folder).
         """
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         try:
             root = root.absolute()
             root.mkdir(parents=True, exist_ok=True)
-            run = cls(root / f"{name}-{stamp}-{secrets.token_hex(2)}")
+            run = cls(root / stamped(name))
             scratch = cls(root / f".{run.name}.tmp")
             scratch.path.mkdir()
         except OSError as error:
@@ -216,6 +215,12 @@ class RunFolder:
         while (self.path / f"bundle-{number:03d}").exists():
             number += 1
         return self.path / f"bundle-{number:03d}"
+
+
+def stamped(name: str) -> str:
+    """Return a folder name that nobody has had: ``<name>-<utc>-<4hex>``."""
+    utc = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return f"{name}-{utc}-{secrets.token_hex(2)}"
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:

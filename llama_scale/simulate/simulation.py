@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 from llama_scale.errors import ConvertError, LaunchError, LlamaScaleError
 from llama_scale.launchers.base import load_launcher
 from llama_scale.plan.run_plan import make_plan
+from llama_scale.runs.folder import stamped
 from llama_scale.simulate import phases
 from llama_scale.simulate.changes import Change, table
 from llama_scale.simulate.inputs import need_libraries, survey, write_tokens
@@ -133,8 +133,7 @@ def new_folder(root: Path, *, name: str, out: Path | None) -> Path:
     Raises:
         LaunchError: It is there already, or cannot be made.
     """
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    folder = (out or root / f"simulate-{name}-{stamp}-{secrets.token_hex(2)}").absolute()
+    folder = (out or root / stamped(f"simulate-{name}")).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=out is not None)
         if any(folder.iterdir()):
