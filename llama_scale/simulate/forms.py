@@ -36,7 +36,16 @@ class Form:
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        return "-".join(part for part in (self.name, self.adapter or self.task) if part)
+        return "-".join(self._names)
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return " ".join(self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        return [part for part in (self.name, self.adapter or self.task) if part]
 
 
 def forms_of(spec: RunSpec) -> list[Form]:

@@ -52,6 +52,10 @@ class Twin:
         """Return the file with what a phase's commands said."""
         return self.folder / "logs" / f"{phase}.log"
 
+    def exported(self, form: Form) -> Path:
+        """Return the folder of an export."""
+        return self.folder / "exports" / form.folder
+
     def launch(self, name: str, *words: str, spec: str = "spec.yaml") -> tuple[commands.Done, RunFolder | None]:
         """Launch a spec of the folder as a run of this name; return how the command ended, and the run."""
         before = {run.path for run in list_runs(self.runs)}
@@ -156,11 +160,8 @@ def reshard(twin: Twin) -> str:
     if twin.spec.parallel.tensor * twin.spec.parallel.pipeline == 1:
         return "one shard of each tensor already"
     target = twin.folder / "resharded"
-    words: list[str | Path] = ["convert", "reshard", "--from", twin.straight.path, "--to", target, "--json"]
-    done = commands.run(words, log=twin.log("reshard"))
-    if done.status:
-        raise ConvertError(f"{done.error}; its log: {done.log}")
-    found = json.loads(done.out)["parameter_digest"]
+    out = _convert(twin, "reshard", "--from", twin.straight.path, "--to", target, "--json", log="reshard")
+    found = json.loads(out)["parameter_digest"]
     if found != curves.final(twin.straight).parameter_digest:
         raise ConvertError(f"the parameters of {target} are not those of {twin.straight.path}")
     shutil.rmtree(target)
@@ -173,42 +174,31 @@ def convert(twin: Twin) -> str:
     forms = forms_of(twin.spec)
     for number, form in enumerate(forms):
         proof = ["--no-verify"] if number == 0 else []
-        words: list[str | Path] = [
-            "--from",
-            twin.straight.path,
-            "--to",
-            twin.folder / "exports" / form.folder,
-            *form.words,
-            *proof,
-        ]
-        done = commands.run(["convert", "export", *words], log=twin.log("convert"))
-        if done.status:
-            raise ConvertError(f"--as {_named(form)}: {done.error}; its log: {done.log}")
-    return ", ".join(map(_named, forms))
+        words: list[str | Path] = ["--from", twin.straight.path, "--to", twin.exported(form), *form.words, *proof]
+        _convert(twin, "export", *words, log="convert", form=form)
+    return ", ".join(form.label for form in forms)
 
 
 def verify(twin: Twin) -> str:
     """Compare the export that holds everything with the sharded model on its own layout."""
     assert twin.straight is not None
     form = forms_of(twin.spec)[0]
-    words: list[str | Path] = [
-        "--from",
-        twin.straight.path,
-        "--hf",
-        twin.folder / "exports" / form.folder,
-        "--tokens",
-        _TOKENS,
-        "--json",
-    ]
-    done = commands.run(["convert", "verify", *words], log=twin.log("verify"))
-    if done.status:
-        raise ConvertError(f"--as {_named(form)}: {done.error}; its log: {done.log}")
-    worst = max(row["relative"] for row in json.loads(done.out)["comparisons"])
+    words: list[str | Path] = ["--from", twin.straight.path, "--hf", twin.exported(form), "--tokens", _TOKENS, "--json"]
+    out = _convert(twin, "verify", *words, log="verify", form=form)
+    worst = max(row["relative"] for row in json.loads(out)["comparisons"])
     return f"logits of {form.name} equal the sharded model's within {worst:.0e}"
 
 
-def _named(form: Form) -> str:
-    return " ".join(part for part in (form.name, form.adapter or form.task) if part)
+def _convert(twin: Twin, *words: str | Path, log: str, form: Form | None = None) -> str:
+    """Run ``convert WORDS``, of a form if any, and return its stdout.
+
+    Raises:
+        ConvertError: It failed.
+    """
+    done = commands.run(["convert", *words], log=twin.log(log))
+    if done.status:
+        raise ConvertError(("" if form is None else f"--as {form.label}: ") + explain(done, None))
+    return done.out
 
 
 def _degrees(spec: RunSpec) -> str:
