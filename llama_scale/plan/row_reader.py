@@ -13,6 +13,9 @@ _LARGEST = 10**9
 _NUMBER = re.compile(r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)([km]?)", re.IGNORECASE | re.ASCII)
 _TIMES = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
+_NOTHING = ("none", "null", "nan", "-", "n/a")
+"""Cells that say that there is no number."""
+
 _SHARDINGS: dict[str, Sharding] = {
     "none": "none",
     "ddp": "none",
@@ -86,6 +89,3 @@ class RowReader:
                 return precision
         self.notes.append(f"precision={cell!r} taken as bf16")
         return "bf16"
-
-
-_NOTHING = ("none", "null", "nan", "-", "n/a")
