@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from llama_scale.plan.zero_buffers import PREFETCH_ELEMENTS, REUSE_ELEMENTS, Buckets, ZeroCase, allocated_bytes
-from tests.engines.harness import join, run_ranks
+from tests.engines.harness import run_ranks
 from tests.engines.specs import Case
-from tests.engines.training import micro_batches
+from tests.engines.training import micro_batches, start_in_turn
 
 _BUCKET = 1500
 """Elements: fewer than the model has, so that a bucket is filled."""
@@ -21,16 +19,8 @@ def _zero(stage: int, **options: Any) -> dict[str, Any]:
 
 def _held(cases: list[Case]) -> list[tuple[int, int]]:
     """Return the bytes of buckets in the backward pass, and of weights that are gathered at once."""
-    from megatron.core import parallel_state
-
-    from llama_scale.train.engine import make_engine
-
     found = []
-    for case in cases:
-        if parallel_state.model_parallel_is_initialized():
-            parallel_state.destroy_model_parallel()
-        join(case.plan())
-        engine: Any = make_engine(case.spec(), case.plan())
+    for case, engine in start_in_turn(cases):
         parameters = [p for chunk in engine.chunks for p in chunk.parameters()]
         seen = [(0, 0)]
 
@@ -46,8 +36,6 @@ def _held(cases: list[Case]) -> list[tuple[int, int]]:
             batch = micro_batches(case, step=step, dp_rank=engine.coordinates.dp_rank)
             engine.train_step(batch, 1e-3)
         found.append((max(buckets for buckets, _ in seen), max(whole for _, whole in seen)))
-        engine.close()
-    torch.distributed.barrier()
     return found
 
 

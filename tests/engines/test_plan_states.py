@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engines.harness import join, run_ranks
+from tests.engines.harness import run_ranks
 from tests.engines.specs import Case
-from tests.engines.training import micro_batches
+from tests.engines.training import micro_batches, start_in_turn
 
 _ODD = {"hidden_size": 36, "ffn_hidden_size": 50, "vocab_size": 61}
 """Sizes that leave something to pad."""
@@ -57,16 +57,8 @@ def _optimizer_bytes(engine: Any) -> tuple[int, int]:
 
 
 def _states(cases: list[Case]) -> list[dict[str, int]]:
-    from megatron.core import parallel_state
-
-    from llama_scale.train.engine import make_engine
-
     found = []
-    for case in cases:
-        if parallel_state.model_parallel_is_initialized():
-            parallel_state.destroy_model_parallel()
-        join(case.plan())
-        engine = make_engine(case.spec(), case.plan())
+    for case, engine in start_in_turn(cases):
         batch = micro_batches(case, step=0, dp_rank=engine.coordinates.dp_rank)
         gradients: list[int] = []
         _watch(engine, gradients)
@@ -82,8 +74,6 @@ def _states(cases: list[Case]) -> list[dict[str, int]]:
                 "moments": moments,
             }
         )
-        engine.close()
-    torch.distributed.barrier()
     return found
 
 

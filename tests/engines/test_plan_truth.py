@@ -12,6 +12,7 @@ from llama_scale.plan.parameters import rank_parameters
 from llama_scale.plan.topology import Topology
 from tests.engines.harness import join, run_ranks
 from tests.engines.specs import Case
+from tests.engines.training import in_turn, start_in_turn
 
 _TIED = {"tie_word_embeddings": True}
 _MHA = {"num_kv_heads": 4, "head_dim": 8}
@@ -23,9 +24,7 @@ def _engine_groups(topologies: list[Topology]) -> list[dict[str, list[int]]]:
     from llama_scale.train.distributed import initialize
 
     found = []
-    for topology in topologies:
-        if parallel_state.model_parallel_is_initialized():
-            parallel_state.destroy_model_parallel()
+    for topology in in_turn(topologies):
         coordinates = initialize(topology, device="cpu", timeout_s=60)
         assert coordinates.tp_rank == parallel_state.get_tensor_model_parallel_rank()
         assert coordinates.dp_rank == parallel_state.get_data_parallel_rank()
@@ -36,7 +35,6 @@ def _engine_groups(topologies: list[Topology]) -> list[dict[str, list[int]]]:
             "pp": parallel_state.get_pipeline_model_parallel_group(),
         }
         found.append({axis: torch.distributed.get_process_group_ranks(group) for axis, group in groups.items()})
-    torch.distributed.barrier()  # rank 0 holds the store that slower ranks still need
     return found
 
 
@@ -53,15 +51,11 @@ def test_topology_groups_equal_parallel_state() -> None:
 
 
 def _tensor_sizes(cases: list[Case]) -> list[dict[str, int]]:
-    from megatron.core import parallel_state
-
     from llama_scale.train.model import build_chunks
     from llama_scale.train.names import logical_parameters
 
     found = []
-    for case in cases:
-        if parallel_state.model_parallel_is_initialized():
-            parallel_state.destroy_model_parallel()
+    for case in in_turn(cases):
         plan = case.plan()
         coordinates = join(plan)
         chunks = build_chunks(case.spec(), plan, coordinates, initialize=False)
@@ -72,7 +66,6 @@ def _tensor_sizes(cases: list[Case]) -> list[dict[str, int]]:
         # Every tensor of the modules is in the table, and none is counted twice.
         assert sum(sizes.values()) == sum(p.numel() for chunk in chunks for p in chunk.parameters())
         found.append(sizes)
-    torch.distributed.barrier()
     return found
 
 
@@ -119,22 +112,13 @@ def test_parameters_per_rank_equal_real_tensors(world_size: int) -> None:
 
 def _state_bytes(cases: list[Case]) -> list[dict[str, int]]:
     """Count the bytes of this rank's model states by part; buffers are what the parts do not explain."""
-    from megatron.core import parallel_state, tensor_parallel
-
-    from llama_scale.train.engine import make_engine
     from llama_scale.train.optimizer import held_parameters
 
     def size(tensors: Any) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     found = []
-    for case in cases:
-        if parallel_state.model_parallel_is_initialized():
-            parallel_state.destroy_model_parallel()
-        plan = case.plan()
-        join(plan)
-        tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
-        engine = make_engine(case.spec(), plan)
+    for case, engine in start_in_turn(cases):
         parameters = [p for chunk in engine.chunks for p in chunk.parameters()]
         held = list(held_parameters(engine._optimizer))
         buffers = [buffer for chunk in engine._wrapped for buffer in chunk.buffers]
@@ -151,8 +135,6 @@ def _state_bytes(cases: list[Case]) -> list[dict[str, int]]:
                 "buffers": padding,
             }
         )
-        engine.close()
-    torch.distributed.barrier()
     return found
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
 from llama_scale.train.engine import MicroBatch
 from tests.engines.harness import join
 from tests.engines.specs import Case
+
+T = TypeVar("T")
 
 
 def sample(case: Case, number: int) -> dict[str, torch.Tensor]:
@@ -48,6 +51,25 @@ def start(case: Case) -> Any:
 
     join(case.plan(), device=case.device)
     return make_engine(case.spec(), case.plan())
+
+
+def in_turn(layouts: Iterable[T]) -> Iterator[T]:
+    """Yield each layout to processes that have left the groups of the one before."""
+    from megatron.core import parallel_state
+
+    for layout in layouts:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        yield layout
+    torch.distributed.barrier()  # rank 0 holds the store that slower ranks still need
+
+
+def start_in_turn(cases: Iterable[Case]) -> Iterator[tuple[Case, Any]]:
+    """Yield each case and its engine, which is closed before the next."""
+    for case in in_turn(cases):
+        engine = start(case)
+        yield case, engine
+        engine.close()
 
 
 def train_steps(engine: Any, case: Case, *, steps: int, first: int = 0) -> list[tuple[float, float]]:
