@@ -42,7 +42,7 @@ class ActivationCase:
         recompute: What is computed again instead of stored.
         first_trained: Layers below it are frozen, and keep nothing for a backward pass that never comes to them.
         copies: Rows that a mixture makes of one sample from that layer on.
-        adapter_inputs: Width of what the adapters of a layer keep as inputs of their fp32 matrices; None without.
+        adapter_bytes: What a layer keeps for its adapters, a token; None without adapters, where the base trains.
     """
 
     shape: ModelShape
@@ -54,7 +54,7 @@ class ActivationCase:
     recompute: Recompute
     first_trained: int = 0
     copies: int = 1
-    adapter_inputs: float | None = None
+    adapter_bytes: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -95,16 +95,15 @@ def mlp_bytes(case: ActivationCase) -> int:
 def layer_bytes(case: ActivationCase) -> int:
     """Return what one layer keeps of one micro-batch when it is not recomputed as a whole.
 
-    Over a bf16 base, adapters keep an fp32 copy of each input that they read, and the frozen matrices keep none of
-    their own. In fp32 there is one input for both.
+    Frozen matrices keep no inputs; adapters keep those that they read, over a bf16 base as fp32 copies.
     """
     whole = attention_bytes(case) + mlp_bytes(case)
-    if case.adapter_inputs is None or case.element_bytes == _FP32_BYTES:
+    if case.adapter_bytes is None:
         return whole
     queries = case.shape.num_heads * case.shape.head_dim
     own = 2 * case.residual_bytes
     own += case.tokens * (queries + case.shape.ffn_hidden_size) * case.element_bytes // case.tp_size
-    return whole - own + int(_FP32_BYTES * case.tokens * case.adapter_inputs)
+    return whole - own + int(case.tokens * case.adapter_bytes)
 
 
 def chunk_bytes(case: ActivationCase, chunk: Chunk) -> int:
@@ -159,7 +158,7 @@ def logits_bytes(case: ActivationCase, *, vocab_pad_multiple: int) -> int:
     block = max(1, min(tokens, LOGITS_BLOCK_ELEMENTS // rows)) * rows
     low_precision = case.element_bytes if case.element_bytes != _FP32_BYTES else 0
     hidden = 2 * tokens * shape.hidden_size
-    if case.adapter_inputs is None:  # a frozen output layer has no gradient
+    if case.adapter_bytes is None:  # a frozen output layer has no gradient
         hidden += rows * shape.hidden_size
     return block * (_FP32_BYTES + low_precision) + hidden * case.element_bytes
 

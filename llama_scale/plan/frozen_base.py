@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from llama_scale.layout.parameters import Parameter
 from llama_scale.plan.extensions import extra_parameters
 from llama_scale.plan.extra_memory import first_trained_layer, mixture_copies
-from llama_scale.plan.workload import Dimensions, Frozen
+from llama_scale.plan.workload import Dimensions, Frozen, Kept
 
 if TYPE_CHECKING:
     from llama_scale.spec.run import RunSpec
@@ -57,6 +57,7 @@ def spec_frozen(spec: RunSpec, extra: Sequence[Parameter], *, tp_size: int) -> F
         copies=mixture_copies(spec),
         matrices=tuple(_matrix(parameter, tp_size) for parameter in fullest if len(parameter.shape) <= 2),
         adapters=max(1, len({parameter.owner for parameter in fullest})),
+        kept=tuple(_kept(fullest, model.hidden_size, tp_size=tp_size)),
         layer_numel=tuple(numels),
         head_numel=head,
     )
@@ -72,7 +73,40 @@ def lora_frozen(model: Dimensions, *, rank: int, tp_size: int) -> Frozen:
     matrices = [pair for rows, columns in column for pair in ((rank, columns), (max(1, rows // tp), rank))]
     matrices += [pair for rows, columns in row for pair in ((rank, max(1, columns // tp)), (rows, rank))]
     numel = sum(rows * columns for rows, columns in matrices)
-    return Frozen(first_layer=0, matrices=tuple(matrices), layer_numel=(numel,) * model.layers)
+    inputs = [Kept(model.hidden, by_sequence=True, shared="attention")] * 3
+    inputs += [Kept(model.hidden, by_sequence=True, shared="mlp")] * (model.mlp_matrices - 1)
+    inputs += [Kept(max(1, columns // tp)) for _, columns in row]
+    updates = [Kept(rank)] * len(column) + [Kept(rank, by_sequence=True)] * len(row)
+    return Frozen(
+        first_layer=0, matrices=tuple(matrices), kept=(*inputs, *updates), layer_numel=(numel,) * model.layers
+    )
+
+
+_INPUTS = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "mlp"),
+    **dict.fromkeys(("o_proj", "down_proj"), ""),
+}
+"""Linear layer -> name of the input that it has in common with others; empty: with none."""
+
+
+def _kept(parameters: Sequence[Parameter], hidden_size: int, *, tp_size: int) -> Iterator[Kept]:
+    """Yield what adapters with these parameters in a layer keep: inputs of matrices, and what vectors scale.
+
+    A vector that is not named for a linear layer is taken for a shift, which keeps nothing.
+    """
+    names = [parameter.name.split(".")[-2] for parameter in parameters]
+    owners = [(parameter.owner, name) for parameter, name in zip(parameters, names, strict=True)]
+    updated = {owner for owner, parameter in zip(owners, parameters, strict=True) if len(parameter.shape) == 2}
+    for parameter, owner in zip(parameters, owners, strict=True):
+        rows, columns = _matrix(parameter, tp_size)
+        name = owner[1]
+        cut = parameter.partial_gradient
+        if len(parameter.shape) == 2:
+            shared = _INPUTS.get(name, "") if columns == hidden_size else ""
+            yield Kept(columns, by_sequence=cut, shared=shared and f"{parameter.owner} {shared}")
+        elif len(parameter.shape) == 1 and name in _INPUTS:
+            yield Kept(rows, by_sequence=cut, fp32=owner in updated)
 
 
 def _local(parameter: Parameter, tp_size: int) -> int:

@@ -183,9 +183,10 @@ def _layer_bytes(workload: Workload) -> tuple[float, float]:
         kept += 2 * stream
     if not software.fused and not software.selective_operations:  # those recompute element-wise results anyway
         kept += 2 * 4 * stream + 2 * heads * size + inner * size  # fp32 norms, rotated copies, silu's output
-    if workload.frozen is not None and size == 2:
-        # Adapters keep fp32 copies of their inputs, frozen matrices keep none.
-        kept += _ADAPTER_BYTES * tokens * workload.frozen.inputs - (2 * stream + queries + inner) * size
+    if workload.frozen is not None:  # frozen matrices keep no inputs of their own
+        shards = tp if parallel.sequence else 1
+        kept += tokens * workload.frozen.kept_bytes(element_bytes=size, sequence_shards=shards)
+        kept -= (2 * stream + queries + inner) * size
     core: float = 4.0 * tokens * model.heads / tp
     if software.attention.startswith("unfused"):
         scores = float(tokens) * workload.seq_length * model.heads / tp

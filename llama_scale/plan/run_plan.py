@@ -223,7 +223,12 @@ def _memory(
         recompute=spec.recompute,
         first_trained=first_trained_layer(extra, shape.num_layers) if spec.adapters else 0,
         copies=mixture_copies(spec),
-        adapter_inputs=None if frozen is None else frozen.inputs,
+        adapter_bytes=None
+        if frozen is None
+        else frozen.kept_bytes(
+            element_bytes=element_bytes(spec.precision),
+            sequence_shards=topology.tp_size if spec.parallel.sequence else 1,
+        ),
     )
     on_cpu = spec.cluster.device == "cpu"
     memory = [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llama_scale.plan.hardware import Hardware
 from llama_scale.plan.zero_buffers import Buckets
+
+_FP32_BYTES = 4
 
 Sharding = Literal["none", "zero1", "zero1-node", "zero2", "zero3", "hsdp"]
 """What data parallel ranks divide: ZeRO 1, 2, 3 (FSDP is 3); ``-node`` and ``hsdp`` only within a node."""
@@ -175,6 +177,22 @@ class Software:
     selective_operations: bool = False
 
 
+class Kept(NamedTuple):
+    """A tensor that a layer's adapter keeps for its backward pass.
+
+    Args:
+        width: Elements a token, of one rank.
+        by_sequence: With sequence parallelism a rank has only its part of the sequence.
+        fp32: A copy in fp32, whatever the base's format.
+        shared: Over an fp32 base it is one tensor with all others of this name; empty: with none.
+    """
+
+    width: int
+    by_sequence: bool = False
+    fp32: bool = True
+    shared: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
     """A base that stays as it is under adapters that train; numbers are those of one rank.
@@ -186,6 +204,7 @@ class Frozen:
         matrices: Rows and columns of the matrices by which adapters multiply in one layer; rows alone (columns 0) of
             what they scale or shift by.
         adapters: How many adapters these belong to; a token meets one of them.
+        kept: What all these adapters keep in one layer.
         layer_numel: Elements that train in each layer.
         head_numel: Elements that train on the last stage beside the layers.
     """
@@ -194,13 +213,27 @@ class Frozen:
     copies: int = 1
     matrices: tuple[tuple[int, int], ...] = ()
     adapters: int = 1
+    kept: tuple[Kept, ...] = ()
     layer_numel: tuple[int, ...] = ()
     head_numel: int = 0
 
-    @property
-    def inputs(self) -> float:
-        """Width of all inputs that the matrices of one adapter keep for their gradients."""
-        return sum(columns for _, columns in self.matrices) / self.adapters
+    def kept_bytes(self, *, element_bytes: int, sequence_shards: int) -> float:
+        """Return the bytes a token that one layer of one rank keeps for the adapter that the token meets.
+
+        Args:
+            element_bytes: Of the base's activations.
+            sequence_shards: Parts into which sequence parallelism cuts a sample; 1 without it.
+        """
+        total = 0.0
+        shared: set[str] = set()
+        for tensor in self.kept:
+            if tensor.shared and element_bytes == _FP32_BYTES:
+                if tensor.shared in shared:
+                    continue
+                shared.add(tensor.shared)
+            size = _FP32_BYTES if tensor.fp32 else element_bytes
+            total += size * tensor.width / (sequence_shards if tensor.by_sequence else 1)
+        return total / self.adapters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

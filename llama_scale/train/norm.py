@@ -13,14 +13,18 @@ from llama_scale.train.versions import TransformerConfig
 
 
 class _RmsNormCpu(torch.autograd.Function):
-    """Norm with few passes over memory: torch composes it of seven elementwise operations on the CPU."""
+    """Norm with few passes over memory: torch composes it of seven elementwise operations on the CPU.
+
+    It keeps the input as it is and one fp32 number a token; bf16 is widened again in the backward pass.
+    """
 
     @staticmethod
     def forward(ctx, x_SBH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
-        norm = torch.linalg.vector_norm(x_SBH, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x_SBH.shape[-1]).add_(eps).rsqrt_()
+        wide = x_SBH.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(wide.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x_SBH, weight_H, inverse)
-        return (x_SBH * inverse).mul_(weight_H)
+        return (wide * inverse).to(x_SBH.dtype).mul_(weight_H)
 
     @staticmethod
     def backward(ctx, grad_SBH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
@@ -29,10 +33,10 @@ class _RmsNormCpu(torch.autograd.Function):
         hidden = x.shape[-1]
         scaled = x * inverse
         grad_weight = torch.mul(grad_SBH, scaled).reshape(-1, hidden).sum(0)
-        grad = grad_SBH * weight
+        grad = grad_SBH.float() * weight
         dot = torch.linalg.vecdot(grad, scaled).unsqueeze_(-1).div_(hidden)
         grad.addcmul_(scaled, dot, value=-1).mul_(inverse)
-        return grad, grad_weight, None
+        return grad.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
 class RMSNorm(nn.Module):
@@ -53,10 +57,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_SBH: torch.Tensor) -> torch.Tensor:
         """Normalise over the last dim; the mean is taken in fp32."""
-        if x_SBH.device.type == "cpu" and x_SBH.dtype == torch.float32:
-            return _RmsNormCpu.apply(x_SBH, self.weight, self.eps)
         if x_SBH.device.type == "cpu":
-            wide = x_SBH.float()
-            wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-            return wide.to(x_SBH.dtype) * self.weight
+            return _RmsNormCpu.apply(x_SBH, self.weight, self.eps)
         return F.rms_norm(x_SBH, self.weight.shape, self.weight, self.eps)

@@ -16,7 +16,17 @@ from tests.engines.specs import Case
 _BIG = {"hidden_size": 128, "ffn_hidden_size": 352, "num_heads": 8, "num_kv_heads": 2, "head_dim": 24}
 _NONE: dict[str, Any] = {"kind": "none"}
 _ACTIVATION_CASES = [
-    Case(tp=tp, sequence=sequence, seq_length=64, micro=2, shape=_BIG, recompute=recompute, global_batch=2)
+    Case(
+        tp=tp,
+        sequence=sequence,
+        seq_length=64,
+        micro=2,
+        shape=_BIG,
+        recompute=recompute,
+        global_batch=2,
+        compute=compute,
+    )
+    for compute in ("fp32", "bf16")
     for tp, sequence in ((1, False), (2, False), (2, True))
     for recompute in (
         _NONE,
@@ -70,6 +80,7 @@ def test_activation_bytes_of_a_forward_pass_equal_saved_tensors(tp: int) -> None
 
     for index, case in enumerate(cases):
         plan = case.plan()
+        element_bytes = 2 if case.compute == "bf16" else 4
         planned = chunk_bytes(
             ActivationCase(
                 shape=plan.shape,
@@ -77,13 +88,13 @@ def test_activation_bytes_of_a_forward_pass_equal_saved_tensors(tp: int) -> None
                 seq_length=case.seq_length,
                 tp_size=tp,
                 sequence_parallel=case.sequence,
-                element_bytes=4,
+                element_bytes=element_bytes,
                 recompute=case.spec().recompute,
             ),
             plan.stages[0][0],
         )
         # RoPE's cos and sin, one table for all layers, are too small to be in the plan.
-        rope = case.seq_length * plan.shape.head_dim * 4
+        rope = case.seq_length * plan.shape.head_dim * element_bytes
         for found in by_rank:
             assert planned + rope == pytest.approx(found[index], rel=0.05), case
 

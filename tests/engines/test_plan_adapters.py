@@ -80,18 +80,42 @@ def test_bytes_of_weights_and_optimizer_equal_real_tensors() -> None:
 
 
 _BIG = {"hidden_size": 128, "ffn_hidden_size": 352, "num_heads": 8, "num_kv_heads": 2, "head_dim": 24}
+
+
+def _activation_case(
+    compute: str, kind: str, options: dict[str, Any], *, tp: int = 1, sequence: bool = False, recompute: str = "none"
+) -> Case:
+    return Case(
+        tp=tp, sequence=sequence, seq_length=64, micro=2, global_batch=2, shape=_BIG, compute=compute,
+        recompute={"kind": recompute}, adapters=({"name": "a", "kind": kind, "options": options},),
+    )  # fmt: skip
+
+
+_RANK_4: dict[str, Any] = {"rank": 4}
+_KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("lora", _RANK_4),
+    ("lora", {**_RANK_4, "targets": ("q_proj", "v_proj")}),
+    ("lora", {**_RANK_4, "dora": True}),
+    ("ia3", {}),
+    ("bottleneck", {"size": 16}),
+    ("prefix", {"length": 4}),
+)
 _ACTIVATION_CASES = [
-    Case(
-        seq_length=64, micro=2, global_batch=2, shape=_BIG, compute=compute, recompute={"kind": kind},
-        adapters=({"name": "a", "kind": "lora", "options": {"rank": 4, "layers": {"last": last}}},),
-    )
-    for compute, kind, last in (("fp32", "none", 4), ("fp32", "selective", 2), ("bf16", "none", 4), ("bf16", "none", 2))
-]  # fmt: skip
+    *(_activation_case(compute, kind, options) for compute in ("fp32", "bf16") for kind, options in _KINDS),
+    _activation_case("fp32", "lora", {**_RANK_4, "layers": {"last": 2}}, recompute="selective"),
+    _activation_case("bf16", "lora", {**_RANK_4, "layers": {"last": 2}}),
+]
+_DIVIDED_CASES = [
+    _activation_case("fp32", kind, options, tp=2, sequence=sequence)
+    for kind, options in _KINDS
+    for sequence in (False, True)
+]
 
 
-def test_activations_under_adapters_equal_saved_tensors() -> None:
-    (found,) = run_ranks(1, _kept_bytes, _ACTIVATION_CASES)
+@pytest.mark.parametrize("cases", [_ACTIVATION_CASES, _DIVIDED_CASES], ids=["tp1", "tp2"])
+def test_activations_under_adapters_equal_saved_tensors(cases: list[Case]) -> None:
+    by_rank = run_ranks(cases[0].world_size, _kept_bytes, cases)
 
-    for case, kept in zip(_ACTIVATION_CASES, found, strict=True):
-        # Over bf16, norms on CPUs keep fp32 copies too, which they do not on GPUs.
-        assert case.plan().memory[0].activations == pytest.approx(kept, rel=0.1), case
+    for index, case in enumerate(cases):
+        for found in by_rank:
+            assert case.plan().memory[0].activations == pytest.approx(found[index], rel=0.1), case
