@@ -11,7 +11,6 @@ itself gets no signals: its handlers run ``pkill -f`` on all hosts, which would 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shlex
 import signal
@@ -26,6 +25,7 @@ from llama_scale.errors import PREEMPTED_EXIT, LaunchError, LlamaScaleError
 from llama_scale.spec.hostfile import HostfileError, parse_hostfile
 from llama_scale.train import deepspeed_verdict, failures
 from llama_scale.train.deepspeed_verdict import Watched
+from llama_scale.train.ports import choose_port, job_ports
 from llama_scale.train.rank_records import Control, RankJob, RankRecord, parse_environment, read_records
 from llama_scale.train.watch import STOP_SIGNALS
 
@@ -41,8 +41,6 @@ _LEAVE_GRACE_S = 5.0
 """Time that the command gets to leave by itself once all ranks have: it looks at them once a second."""
 _FORWARDED = ("NCCL_", "GLOO_", "UCX_", "FI_")
 """Variables of the calling shell that other hosts get too, beside the bundle's: those of the network."""
-_PORTS = range(20000, 30000)
-"""Below the range that kernels give to outgoing connections (ip_local_port_range): nobody takes one by chance."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +101,9 @@ def _prepare(options: argparse.Namespace, job: RankJob, control: Control) -> tup
         ) from error
     except OSError as error:
         raise LaunchError(f"cannot prepare {job.run}: {error}; check its permissions and free space") from error
-    port = options.master_port or choose_port(f"{job.run}#{job.attempt}", check=not hosts)
+    seed = f"{job.run}#{job.attempt}"
+    # Which ports of the first host are free is not known here.
+    port = options.master_port or (job_ports(seed)[0] if hosts else choose_port(seed, address="127.0.0.1"))
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if hosts:
@@ -136,30 +136,6 @@ def _assignments(values: dict[str, str]) -> str:
 def _is_plain(value: str) -> bool:
     """Tell whether DeepSpeed passes a value on unharmed: it wraps others in double quotes, in which a shell works."""
     return value.isascii() and all(c.isalnum() or c in "_@%+=:,./-" for c in value) and "%" not in value
-
-
-def choose_port(seed: str, *, check: bool) -> int:
-    """Return a port that depends on the run and the attempt.
-
-    Args:
-        seed: Run folder and attempt.
-        check: Take the next one that can be bound on this machine.
-
-    Raises:
-        LaunchError: None can be bound.
-    """
-    first = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
-    for trial in range(100 if check else 1):
-        port = _PORTS[(first + trial) % len(_PORTS)]
-        if not check:
-            return port
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise LaunchError("100 ports from 20000 to 29999 in a row are taken on this machine; set launcher.master_port")
 
 
 class _Watch:

@@ -6,7 +6,7 @@ import hashlib
 import random
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from llama_scale.errors import LaunchError
 
@@ -22,42 +22,55 @@ def free_port() -> int:
     Raises:
         LaunchError: Many ports were tried and all are taken.
     """
-    for port in random.SystemRandom().sample(PORTS, _TRIES):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise LaunchError(f"{_TRIES} ports between {PORTS[0]} and {PORTS[-1]} were tried and all are taken; free some")
+    port = _first_free(random.SystemRandom().sample(PORTS, _TRIES), address="127.0.0.1")
+    if port is None:
+        raise LaunchError(f"{_TRIES} ports between {PORTS[0]} and {PORTS[-1]} were tried and all are taken; free some")
+    return port
 
 
 _SHARED_PORTS = range(20_000, 30_000)
 """For a rendezvous that other hosts reach; apart from those above, so that runs on one host do not meet others'."""
 
 
-def choose_port(seed: str, *, wanted: int | None = None) -> int:
-    """Return a port of all this host's addresses that nothing listens on.
+def job_ports(seed: str) -> list[int]:
+    """Return the ports for a job's rendezvous, in the order in which they are tried.
 
     Args:
-        seed: Run folder and attempt: another run, or another attempt, gets another port.
+        seed: Run folder and attempt: another run, or another attempt, gets others.
+    """
+    first = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
+    return [_SHARED_PORTS[(first + trial) % len(_SHARED_PORTS)] for trial in range(_TRIES)]
+
+
+def choose_port(seed: str, *, wanted: int | None = None, address: str = "") -> int:
+    """Return a port of this host that nothing listens on.
+
+    Args:
+        seed: See ``job_ports``.
         wanted: Take this one or none.
+        address: Of this address; empty: of all that the host has.
 
     Raises:
         LaunchError: It is taken, or many are.
     """
-    first = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
-    tries = [wanted] if wanted else [_SHARED_PORTS[(first + trial) % len(_SHARED_PORTS)] for trial in range(_TRIES)]
-    for port in tries:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
+    tries = [wanted] if wanted else job_ports(seed)
+    port = _first_free(tries, address=address)
+    if port is not None:
+        return port
     if wanted:
         raise LaunchError(f"port {wanted} of the rendezvous is taken there; set launcher.master_port to a free one")
     raise LaunchError(f"{_TRIES} ports from {tries[0]} on were tried and all are taken; set launcher.master_port")
+
+
+def _first_free(ports: Iterable[int], *, address: str) -> int | None:
+    for port in ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+            return port
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

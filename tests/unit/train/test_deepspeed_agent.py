@@ -10,16 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llama_scale.errors import LaunchError
 from llama_scale.launchers.processes import is_alive
-from llama_scale.train import deepspeed_agent
-from llama_scale.train.deepspeed_agent import choose_port
 from llama_scale.train.failures import ErrorReport, write_report
 from llama_scale.train.rank_records import Control, parse_environment
 from tests.live_runs import environment, wait_for
@@ -180,24 +176,6 @@ def test_start_beside_living_ranks_is_refused(agents: Any, tmp_path: Path) -> No
         verdict = agents("record 0 0; record 1 0", "--lease-s", "0.2").end()
     assert verdict["exit_code"] == 5
     assert "still run, though nobody renews their lease; end them with kill" in verdict["message"]
-
-
-def test_ports_differ_by_attempt_and_taken_ones_are_left_out() -> None:
-    first = choose_port("run#0", check=True)
-    assert first == choose_port("run#0", check=True) != choose_port("run#1", check=True)
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", first))
-        assert choose_port("run#0", check=True) != first
-        assert choose_port("run#0", check=False) == first
-
-
-def test_no_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        monkeypatch.setattr(deepspeed_agent, "_PORTS", range(port, port + 1))
-        with pytest.raises(LaunchError, match=r"100 ports .* are taken on this machine; set launcher.master_port"):
-            choose_port("x", check=True)
 
 
 def test_folder_that_cannot_be_written_and_damaged_hostfile_are_refused(tmp_path: Path) -> None:
