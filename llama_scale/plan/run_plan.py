@@ -12,7 +12,7 @@ from llama_scale.errors import Problem, SpecError
 from llama_scale.layout.parameters import Parameter, iter_parameters
 from llama_scale.plan.activations import ActivationCase
 from llama_scale.plan.extensions import extra_parameters
-from llama_scale.plan.extra_memory import first_trained_layer, mixture_copies, stage_extra, with_extra
+from llama_scale.plan.extra_memory import first_trained_layer, stage_extra, with_extra
 from llama_scale.plan.frozen_base import spec_frozen
 from llama_scale.plan.memory import StageMemory, element_bytes, stage_memory
 from llama_scale.plan.schedule import Schedule, make_schedule, pass_times
@@ -106,13 +106,7 @@ class RunPlan:
 
     def pass_times(self, *, recomputes: bool = False) -> tuple[list[list[float]], list[list[float]]]:
         """Return how long each chunk's forward and backward pass take, see ``schedule.pass_times``."""
-        return pass_times(
-            self.stages,
-            first_trained=self.first_trained,
-            copies=self.copies,
-            frozen=not self.base_trainable,
-            recomputes=recomputes,
-        )
+        return pass_times(self.stages, frozen=self.frozen, recomputes=recomputes)
 
     @property
     def virtual_stages(self) -> int:
@@ -175,13 +169,8 @@ def make_plan(spec: RunSpec) -> RunPlan:
     batch = _batch(spec)
     assert spec.train.steps is not None
     extra = extra_parameters(spec, shape)
-    copies = mixture_copies(spec)
-    forward, backward = pass_times(
-        stages,
-        first_trained=first_trained_layer(extra, shape.num_layers) if spec.adapters else 0,
-        copies=copies,
-        frozen=bool(spec.adapters),
-    )
+    frozen = spec_frozen(spec, extra, tp_size=topology.tp_size)
+    forward, backward = pass_times(stages, frozen=frozen)
     return RunPlan(
         name=spec.name,
         spec_digest=spec_digest(spec),
@@ -194,10 +183,10 @@ def make_plan(spec: RunSpec) -> RunPlan:
         stages=stages,
         batch=batch,
         steps=spec.train.steps,
-        memory=_memory(spec, shape, stages=stages, topology=topology, batch=batch, extra=extra),
+        memory=_memory(spec, shape, stages=stages, topology=topology, batch=batch, extra=extra, frozen=frozen),
         extra=extra,
         base_trainable=not spec.adapters,
-        copies=copies,
+        copies=1 if frozen is None else frozen.copies,
         schedule=make_schedule(micro_batches=batch.accumulation, forward_time=forward, backward_time=backward),
     )
 
@@ -210,9 +199,9 @@ def _memory(
     topology: Topology,
     batch: BatchPlan,
     extra: tuple[Parameter, ...],
+    frozen: Frozen | None,
 ) -> tuple[StageMemory, ...]:
     """Return each stage's memory, first to last."""
-    frozen = spec_frozen(spec, extra, tp_size=topology.tp_size)
     case = ActivationCase(
         shape=shape,
         micro_batch=batch.micro_batch,
@@ -221,8 +210,8 @@ def _memory(
         sequence_parallel=spec.parallel.sequence,
         element_bytes=element_bytes(spec.precision),
         recompute=spec.recompute,
-        first_trained=first_trained_layer(extra, shape.num_layers) if spec.adapters else 0,
-        copies=mixture_copies(spec),
+        first_trained=0 if frozen is None else frozen.first_layer,
+        copies=1 if frozen is None else frozen.copies,
         adapter_bytes=None
         if frozen is None
         else frozen.kept_bytes(

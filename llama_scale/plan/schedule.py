@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llama_scale.plan.stages import Stages
+from llama_scale.plan.workload import Frozen
 
 ScheduleKind = Literal["no-pipeline", "1f1b", "interleaved"]
 
@@ -197,7 +198,7 @@ def simulated_bubble(
 
 
 def pass_times(
-    stages: Stages, *, first_trained: int = 0, copies: int = 1, frozen: bool = False, recomputes: bool = False
+    stages: Stages, *, frozen: Frozen | None = None, recomputes: bool = False
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Return how long each chunk's forward and backward pass take, ``[pp_rank][virtual_rank]``, in layers.
 
@@ -206,14 +207,13 @@ def pass_times(
 
     Args:
         stages: The chunks.
-        first_trained: Layers below it have no backward pass.
-        copies: Rows that a mixture makes of one sample from that layer on.
-        frozen: The base's weights have no gradients.
+        frozen: Where backward passes end and how many rows they have; None: the base's weights have gradients too.
         recomputes: Whole layers are computed again.
     """
+    first_trained, copies = (0, 1) if frozen is None else (frozen.first_layer, frozen.copies)
     trained = [[copies * sum(n >= first_trained for n in chunk.layers) for chunk in stage] for stage in stages]
     below = [[sum(n < first_trained for n in chunk.layers) for chunk in stage] for stage in stages]
-    factor = (1 if frozen else 2) + recomputes
+    factor = (2 if frozen is None else 1) + recomputes
     forward = [
         [float(a + b) for a, b in zip(one, other, strict=True)] for one, other in zip(trained, below, strict=True)
     ]

@@ -19,6 +19,7 @@ from llama_scale.plan.schedule import (
     steady_order,
 )
 from llama_scale.plan.stages import make_stages
+from llama_scale.plan.workload import Frozen
 
 
 def _show(order: tuple[Op, ...]) -> str:
@@ -143,6 +144,6 @@ def test_passes_of_a_frozen_base_by_hand() -> None:
     assert pass_times(stages) == ([[2.0, 2.0]] * 2, [[4.0, 4.0]] * 2)
     assert pass_times(stages, recomputes=True)[1] == [[6.0, 6.0]] * 2
     # Three rows from layer 5 on, gradients of activations alone.
-    forward, backward = pass_times(stages, first_trained=5, copies=3, frozen=True)
+    forward, backward = pass_times(stages, frozen=Frozen(first_layer=5, copies=3))
     assert forward == [[2.0, 1 + 3.0], [2.0, 6.0]]
     assert backward == [[0.0, 3.0], [0.0, 6.0]]
