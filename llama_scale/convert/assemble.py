@@ -17,13 +17,22 @@ from safetensors.torch import save_file
 
 from llama_scale.convert.adapters import StoredAdapter, plain_options, stored_adapters
 from llama_scale.convert.export_hf import export_hf, write_model
-from llama_scale.convert.folders import REPORT, Progress, Proof, check_target, new_folder, read_json, write_json
+from llama_scale.convert.folders import (
+    REPORT,
+    Progress,
+    Proof,
+    check_target,
+    checkpoint_faults,
+    new_folder,
+    read_json,
+    write_json,
+)
 from llama_scale.convert.heads import write_heads
 from llama_scale.convert.hf_config import CONFIG
 from llama_scale.convert.modelling import MODELLING, write_modelling
 from llama_scale.convert.peft import TENSORS, peft_tensors, write_peft
 from llama_scale.convert.weights import Weights
-from llama_scale.errors import CheckpointError, ConvertError
+from llama_scale.errors import ConvertError
 from llama_scale.extensions import discover
 from llama_scale.spec.adapters import mixed_adapters
 from llama_scale.spec.plugin_options import DEFAULT_GATE
@@ -32,6 +41,7 @@ MODEL_TYPE = "llama_scale"
 MIXTURE = "mixture.safetensors"
 
 
+@checkpoint_faults()
 def assemble(checkpoint: Path, out: Path, *, base: Path | None = None) -> dict[str, Any]:
     """Write a checkpoint's model as one folder, unproven: a plain LLaMA, or the mixture where there are adapters.
 
@@ -46,13 +56,11 @@ def assemble(checkpoint: Path, out: Path, *, base: Path | None = None) -> dict[s
     Raises:
         ConvertError: See ``export_hf``.
     """
-    try:
-        adapters = stored_adapters(Weights(checkpoint, base=base))
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+    adapters = stored_adapters(Weights(checkpoint, base=base))
     return (export_mixture if adapters else export_hf)(checkpoint, out, base=base)
 
 
+@checkpoint_faults()
 def export_mixture(
     checkpoint: Path,
     target: Path,
@@ -83,21 +91,16 @@ def export_mixture(
         ConvertError: See ``export_hf``; or a plugin's implementation cannot be copied.
     """
     check_target(target)
-    try:
-        weights = Weights(checkpoint, base=base, verify="hashes")
-        adapters = stored_adapters(weights)
-        if not adapters:
-            raise ConvertError(f"checkpoint {checkpoint} has no adapters, so it is no mixture; export it with --as hf")
-        with new_folder(target) as tmp:
-            report = write_model(
-                weights, tmp, dtype=dtype, shard_bytes=shard_bytes, tokenizer=tokenizer, progress=progress
-            )
-            report |= _write_extensions(weights, adapters, tmp)
-            if proof is not None:
-                report["verify"] = proof(tmp)
-            write_json(tmp / REPORT, report)
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+    weights = Weights(checkpoint, base=base, verify="hashes")
+    adapters = stored_adapters(weights)
+    if not adapters:
+        raise ConvertError(f"checkpoint {checkpoint} has no adapters, so it is no mixture; export it with --as hf")
+    with new_folder(target) as tmp:
+        report = write_model(weights, tmp, dtype=dtype, shard_bytes=shard_bytes, tokenizer=tokenizer, progress=progress)
+        report |= _write_extensions(weights, adapters, tmp)
+        if proof is not None:
+            report["verify"] = proof(tmp)
+        write_json(tmp / REPORT, report)
     return report
 
 

@@ -20,9 +20,9 @@ import torch
 from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.writer import ShardWriter, build_manifest, check_free_space, commit
-from llama_scale.convert.folders import check_target, new_folder
+from llama_scale.convert.folders import check_target, checkpoint_faults, new_folder
 from llama_scale.convert.shards import Layout, check_layout, topology_record
-from llama_scale.errors import CheckpointError, ConvertError
+from llama_scale.errors import ConvertError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import HEAD, Parameter, iter_parameters, local_box
 from llama_scale.spec.model import ModelShape
@@ -153,6 +153,7 @@ def open_folder(path: Path) -> Reader:
     raise ConvertError(f"{folder} is no checkpoint of DeepSpeed: it has no mp_rank_*, zero_pp_rank_* or layer_* files")
 
 
+@checkpoint_faults()
 def import_deepspeed(source: Path, target: Path, *, shape: ModelShape, vocab_pad_multiple: int) -> Manifest:
     """Write the weights of a DeepSpeed folder as a checkpoint (step 0, no optimizer state).
 
@@ -173,28 +174,25 @@ def import_deepspeed(source: Path, target: Path, *, shape: ModelShape, vocab_pad
     for weights in ranks:
         _check_names(weights, table, tied=shape.tie_word_embeddings, source=source)
     tensors = {p.name: _assemble(p, ranks, vocab_pad_multiple=vocab_pad_multiple, source=source) for p in table}
-    try:
-        with new_folder(target) as tmp:
-            check_free_space(tmp, needed_bytes=[sum(t.numel() * t.element_size() for t in tensors.values())])
-            writer = ShardWriter(tmp / "shard-00000.safetensors")
-            for parameter in table:
-                box = Box.whole(parameter.shape)
-                piece = Piece(group="model", name=parameter.name, box=box, flat_start=None, numel=box.numel)
-                load = functools.partial(tensors.__getitem__, parameter.name)
-                dtype = tensors[parameter.name].dtype
-                writer.add_lazy(piece, global_shape=parameter.shape, dtype=dtype, load=load)
-            manifest = build_manifest(
-                [writer.finish()],
-                step=0,
-                samples=0,
-                engine="import",
-                topology=topology_record(layout, check_layout(shape, layout)),
-                shape=shape,
-                vocab_pad_multiple=vocab_pad_multiple,
-            )
-            commit(tmp, target, manifest)
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+    with new_folder(target) as tmp:
+        check_free_space(tmp, needed_bytes=[sum(t.numel() * t.element_size() for t in tensors.values())])
+        writer = ShardWriter(tmp / "shard-00000.safetensors")
+        for parameter in table:
+            box = Box.whole(parameter.shape)
+            piece = Piece(group="model", name=parameter.name, box=box, flat_start=None, numel=box.numel)
+            load = functools.partial(tensors.__getitem__, parameter.name)
+            dtype = tensors[parameter.name].dtype
+            writer.add_lazy(piece, global_shape=parameter.shape, dtype=dtype, load=load)
+        manifest = build_manifest(
+            [writer.finish()],
+            step=0,
+            samples=0,
+            engine="import",
+            topology=topology_record(layout, check_layout(shape, layout)),
+            shape=shape,
+            vocab_pad_multiple=vocab_pad_multiple,
+        )
+        commit(tmp, target, manifest)
     return manifest
 
 

@@ -13,11 +13,19 @@ from typing import Any
 
 from llama_scale.convert.adapters import find_adapter
 from llama_scale.convert.export_hf import write_model
-from llama_scale.convert.folders import REPORT, Progress, check_target, new_folder, read_json, write_json
+from llama_scale.convert.folders import (
+    REPORT,
+    Progress,
+    check_target,
+    checkpoint_faults,
+    new_folder,
+    read_json,
+    write_json,
+)
 from llama_scale.convert.hf_config import CONFIG
 from llama_scale.convert.merge import Merger
 from llama_scale.convert.weights import Weights
-from llama_scale.errors import CheckpointError, ConvertError
+from llama_scale.errors import ConvertError
 from llama_scale.extensions import discover
 from llama_scale.spec.adapters import Task
 
@@ -29,6 +37,7 @@ _NORMALIZE = "2_Normalize"
 _MODULES = (("", "Transformer"), (_POOLING, "Pooling"), (_NORMALIZE, "Normalize"))
 
 
+@checkpoint_faults()
 def export_embeddings(
     checkpoint: Path,
     target: Path,
@@ -61,29 +70,20 @@ def export_embeddings(
         ConvertError: The checkpoint has no such task, its adapter cannot be merged, or there is no tokenizer with EOS.
     """
     check_target(target)
-    try:
-        weights = Weights(checkpoint, base=base, verify="hashes")
-        entry = _find_task(weights, task)
-        serving = [a.name for a in _adapters(weights) if a.task == entry.name]
-        merger = Merger(find_adapter(weights, serving[0])) if serving else None
-        with new_folder(target) as tmp:
-            report = write_model(
-                weights,
-                tmp,
-                merger=merger,
-                dtype=dtype,
-                shard_bytes=shard_bytes,
-                tokenizer=tokenizer,
-                progress=progress,
-            )
-            report |= {"kind": "sentence-transformers", "task": entry.name}
-            # The weights are proven while the folder is still a causal language model, whose logits can be compared.
-            if proof is not None:
-                report["verify"] = proof(tmp, None if merger is None else merger.adapter.name)
-            _write_modules(tmp, discover.read_options(discover.task(entry.kind), entry.options))
-            write_json(tmp / REPORT, report)
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+    weights = Weights(checkpoint, base=base, verify="hashes")
+    entry = _find_task(weights, task)
+    serving = [a.name for a in _adapters(weights) if a.task == entry.name]
+    merger = Merger(find_adapter(weights, serving[0])) if serving else None
+    with new_folder(target) as tmp:
+        report = write_model(
+            weights, tmp, merger=merger, dtype=dtype, shard_bytes=shard_bytes, tokenizer=tokenizer, progress=progress
+        )
+        report |= {"kind": "sentence-transformers", "task": entry.name}
+        # The weights are proven while the folder is still a causal language model, whose logits can be compared.
+        if proof is not None:
+            report["verify"] = proof(tmp, None if merger is None else merger.adapter.name)
+        _write_modules(tmp, discover.read_options(discover.task(entry.kind), entry.options))
+        write_json(tmp / REPORT, report)
     return report
 
 

@@ -20,6 +20,7 @@ from llama_scale.convert.folders import (
     Silence,
     check_space,
     check_target,
+    checkpoint_faults,
     new_folder,
     read_json,
     write_json,
@@ -35,10 +36,11 @@ from llama_scale.convert.shards import Layout, padding_rows
 from llama_scale.convert.threads import one_torch_thread
 from llama_scale.convert.tokenizer import find_tokenizer, write_tokenizer
 from llama_scale.convert.weights import Weights
-from llama_scale.errors import CheckpointError, ConvertError
+from llama_scale.errors import ConvertError
 from llama_scale.layout.parameters import EMBEDDING, iter_parameters
 
 
+@checkpoint_faults()
 def export_hf(
     checkpoint: Path,
     target: Path,
@@ -74,31 +76,22 @@ def export_hf(
             hold the model, the tokenizer does not fit, writing failed, or the proof did.
     """
     check_target(target)
-    try:
-        weights = Weights(checkpoint, base=base, verify="hashes")
-        merger = Merger(find_adapter(weights, adapter)) if merge else None
-        names = [found.name for found in stored_adapters(weights)]
-        if merger is None and names:
-            raise ConvertError(
-                f"checkpoint {checkpoint} holds adapters ({', '.join(names)}), which a plain model has no place for; "
-                "choose --as merged, peft or mixture"
-            )
-        with new_folder(target) as tmp:
-            report = write_model(
-                weights,
-                tmp,
-                merger=merger,
-                dtype=dtype,
-                shard_bytes=shard_bytes,
-                tokenizer=tokenizer,
-                progress=progress,
-            )
-            report["heads"] = write_heads(weights, tmp)
-            if proof is not None:
-                report["verify"] = proof(tmp)
-            write_json(tmp / REPORT, report)
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+    weights = Weights(checkpoint, base=base, verify="hashes")
+    merger = Merger(find_adapter(weights, adapter)) if merge else None
+    names = [found.name for found in stored_adapters(weights)]
+    if merger is None and names:
+        raise ConvertError(
+            f"checkpoint {checkpoint} holds adapters ({', '.join(names)}), which a plain model has no place for; "
+            "choose --as merged, peft or mixture"
+        )
+    with new_folder(target) as tmp:
+        report = write_model(
+            weights, tmp, merger=merger, dtype=dtype, shard_bytes=shard_bytes, tokenizer=tokenizer, progress=progress
+        )
+        report["heads"] = write_heads(weights, tmp)
+        if proof is not None:
+            report["verify"] = proof(tmp)
+        write_json(tmp / REPORT, report)
     return report
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llama_scale.checkpoint.manifest import MANIFEST, newest_complete
-from llama_scale.errors import ConvertError
+from llama_scale.errors import CheckpointError, ConvertError
 
 ORIGIN = "hf"
 """Subfolder of an imported checkpoint that keeps the Hugging Face folder's config and tokenizer for the way back."""
@@ -57,6 +57,19 @@ def check_target(target: Path) -> None:
             raise ConvertError(f"{target} exists and is not empty; give a new folder, or remove it first")
     elif target.exists() or target.is_symlink():
         raise ConvertError(f"{target} exists and is no folder; give the name of a new folder")
+
+
+@contextlib.contextmanager
+def checkpoint_faults() -> Iterator[None]:
+    """Let what is wrong with a checkpoint end a conversion as its own error.
+
+    Raises:
+        ConvertError: In place of a ``CheckpointError``.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise ConvertError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from llama_scale.convert.folders import (
     Silence,
     check_space,
     check_target,
+    checkpoint_faults,
     keep_origin,
     new_folder,
     write_json,
@@ -29,7 +30,7 @@ from llama_scale.convert.ledger import Ledger
 from llama_scale.convert.mapping import HF_EMBEDDING, HF_HEAD, hf_tensors, slices_of
 from llama_scale.convert.shards import Layout, check_layout, padding_rows, shard_parts, topology_record
 from llama_scale.convert.threads import finish_shards, shards_at_once
-from llama_scale.errors import CheckpointError, ConvertError
+from llama_scale.errors import ConvertError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import Parameter, iter_parameters
 from llama_scale.spec.model import ModelShape
@@ -41,6 +42,7 @@ _BUFFER = re.compile(r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_fr
 _BASE_BYTES = 400 << 20  # Python, torch and their libraries
 
 
+@checkpoint_faults()
 def import_hf(
     source: Path,
     target: Path,
@@ -81,31 +83,28 @@ def import_hf(
     total = sum(box.numel for rank in parts for _, box in rank) * chosen.itemsize
     reporter = progress or Silence()
     reporter.start("importing", total)
-    try:
-        with new_folder(target) as tmp:
-            check_space(tmp, needed=total)
-            with _Copier(weights, shape=shape, dtype=chosen, ledger=ledger, progress=reporter) as copier:
-                written = _write_shards(parts, tmp, copier=copier, dtype=chosen, at_once=at_once)
-            manifest = build_manifest(
-                written,
-                step=0,
-                samples=0,
-                engine="import",
-                topology=topology_record(layout, stages),
-                shape=shape,
-                vocab_pad_multiple=layout.vocab_pad_multiple,
-            )
-            ledger.balance()
-            for name, entry in manifest.tensors["model"].items():
-                ledger.digest_target(name, f"piecewise:{entry.digest}")
-            keep_origin(source, tmp)
-            facts = {"kind": "import", "source": str(source), "dtype": str(chosen).removeprefix("torch.")}
-            degrees = {"tensor": layout.tp_size, "pipeline": layout.pp_size, "virtual": layout.vp_size}
-            padding = {"layout": degrees, "padding_rows_in_memory": padding_rows(shape, layout)}
-            write_json(tmp / REPORT, facts | padding | ledger.report())
-            commit(tmp, target, manifest)
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+    with new_folder(target) as tmp:
+        check_space(tmp, needed=total)
+        with _Copier(weights, shape=shape, dtype=chosen, ledger=ledger, progress=reporter) as copier:
+            written = _write_shards(parts, tmp, copier=copier, dtype=chosen, at_once=at_once)
+        manifest = build_manifest(
+            written,
+            step=0,
+            samples=0,
+            engine="import",
+            topology=topology_record(layout, stages),
+            shape=shape,
+            vocab_pad_multiple=layout.vocab_pad_multiple,
+        )
+        ledger.balance()
+        for name, entry in manifest.tensors["model"].items():
+            ledger.digest_target(name, f"piecewise:{entry.digest}")
+        keep_origin(source, tmp)
+        facts = {"kind": "import", "source": str(source), "dtype": str(chosen).removeprefix("torch.")}
+        degrees = {"tensor": layout.tp_size, "pipeline": layout.pp_size, "virtual": layout.vp_size}
+        padding = {"layout": degrees, "padding_rows_in_memory": padding_rows(shape, layout)}
+        write_json(tmp / REPORT, facts | padding | ledger.report())
+        commit(tmp, target, manifest)
     return manifest
 
 

@@ -17,11 +17,11 @@ from llama_scale.checkpoint.manifest import BaseRecord, ExtensionRecord, Manifes
 from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.safetensors_file import SafetensorsFile
 from llama_scale.checkpoint.writer import ShardWriter, build_manifest, commit
-from llama_scale.convert.folders import check_target, find_checkpoint, new_folder, read_json
+from llama_scale.convert.folders import check_target, checkpoint_faults, find_checkpoint, new_folder, read_json
 from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.peft import CONFIG, TENSORS
 from llama_scale.convert.weights import Weights
-from llama_scale.errors import CheckpointError, ConvertError, PluginError
+from llama_scale.errors import ConvertError, PluginError
 from llama_scale.extensions import discover
 from llama_scale.extensions.api import ADAPTERS
 from llama_scale.extensions.linears import LINEARS
@@ -35,6 +35,7 @@ from llama_scale.spec.plugins import import_object
 _KEY = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.(.+)")
 
 
+@checkpoint_faults()
 def import_peft(folders: Mapping[str, Path], target: Path, *, base: Path) -> Manifest:
     """Write the adapters of PEFT folders as a checkpoint on a base (step 0, no optimizer state).
 
@@ -48,20 +49,17 @@ def import_peft(folders: Mapping[str, Path], target: Path, *, base: Path) -> Man
             base; or the base is no whole model.
     """
     check_target(target)
-    try:
-        weights = Weights(find_checkpoint(base))
-        if weights.manifest.base is not None or weights.extra:
-            raise ConvertError(f"--base {base} holds adapters or heads; give the checkpoint of the base alone")
-        read = [_PeftAdapter.read(name, folder, weights) for name, folder in folders.items()]
-        record = ExtensionRecord.model_validate(
-            {"seed": 0, "adapters": tuple({"name": a.name, "kind": a.kind, "options": a.options} for a in read)}
-        )
-        values = {name: tensor for adapter in read for name, tensor in adapter.parameters()}
-        with new_folder(target) as tmp:
-            manifest = _write(tmp, values, record=record, weights=weights)
-            commit(tmp, target, manifest)
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+    weights = Weights(find_checkpoint(base))
+    if weights.manifest.base is not None or weights.extra:
+        raise ConvertError(f"--base {base} holds adapters or heads; give the checkpoint of the base alone")
+    read = [_PeftAdapter.read(name, folder, weights) for name, folder in folders.items()]
+    record = ExtensionRecord.model_validate(
+        {"seed": 0, "adapters": tuple({"name": a.name, "kind": a.kind, "options": a.options} for a in read)}
+    )
+    values = {name: tensor for adapter in read for name, tensor in adapter.parameters()}
+    with new_folder(target) as tmp:
+        manifest = _write(tmp, values, record=record, weights=weights)
+        commit(tmp, target, manifest)
     return manifest
 
 

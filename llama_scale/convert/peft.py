@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama_scale.convert.adapters import StoredAdapter, find_adapter
-from llama_scale.convert.folders import REPORT, Proof, check_target, new_folder, write_json
+from llama_scale.convert.folders import REPORT, Proof, check_target, checkpoint_faults, new_folder, write_json
 from llama_scale.convert.hf_weights import tensor_sha256
 from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.weights import Weights
-from llama_scale.errors import CheckpointError, ConvertError
+from llama_scale.errors import ConvertError
 from llama_scale.extensions.peft import PeftFormat, module_path
 
 CONFIG = "adapter_config.json"
@@ -36,6 +36,7 @@ def require_peft(adapter: StoredAdapter) -> PeftFormat:
     return adapter.peft
 
 
+@checkpoint_faults()
 def export_peft(
     checkpoint: Path, target: Path, *, adapter: str | None = None, base: Path | None = None, proof: Proof | None = None
 ) -> dict[str, Any]:
@@ -55,25 +56,22 @@ def export_peft(
         ConvertError: The checkpoint or its base is damaged, PEFT has no such kind, writing failed, or the proof did.
     """
     check_target(target)
-    try:
-        weights = Weights(checkpoint, base=base, verify="hashes")
-        found = find_adapter(weights, adapter)
-        require_peft(found)
-        with new_folder(target) as tmp:
-            write_peft(found, tmp)
-            report: dict[str, Any] = {
-                "kind": "peft",
-                "source": str(weights.folder),
-                "base": None if weights.base is None else str(weights.base.folder),
-                "adapter": found.name,
-                "step": weights.manifest.step,
-                "tensors": {name: f"sha256:{tensor_sha256(t)}" for name, t in load_file(tmp / TENSORS).items()},
-            }
-            if proof is not None:
-                report["verify"] = proof(tmp)
-            write_json(tmp / REPORT, report)
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+    weights = Weights(checkpoint, base=base, verify="hashes")
+    found = find_adapter(weights, adapter)
+    require_peft(found)
+    with new_folder(target) as tmp:
+        write_peft(found, tmp)
+        report: dict[str, Any] = {
+            "kind": "peft",
+            "source": str(weights.folder),
+            "base": None if weights.base is None else str(weights.base.folder),
+            "adapter": found.name,
+            "step": weights.manifest.step,
+            "tensors": {name: f"sha256:{tensor_sha256(t)}" for name, t in load_file(tmp / TENSORS).items()},
+        }
+        if proof is not None:
+            report["verify"] = proof(tmp)
+        write_json(tmp / REPORT, report)
     return report
 
 

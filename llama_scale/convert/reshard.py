@@ -12,14 +12,23 @@ from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.reader import CheckpointReader
 from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, commit
-from llama_scale.convert.folders import ORIGIN, Progress, Silence, check_space, check_target, new_folder
+from llama_scale.convert.folders import (
+    ORIGIN,
+    Progress,
+    Silence,
+    check_space,
+    check_target,
+    checkpoint_faults,
+    new_folder,
+)
 from llama_scale.convert.shards import Layout, check_layout, shard_parts, topology_record
 from llama_scale.convert.threads import finish_shards, shards_at_once
-from llama_scale.errors import CheckpointError, ConvertError
+from llama_scale.errors import ConvertError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import iter_parameters
 
 
+@checkpoint_faults()
 def reshard(source: Path, target: Path, *, layout: Layout, progress: Progress | None = None) -> Manifest:
     """Write a checkpoint cut for another layout.
 
@@ -37,29 +46,26 @@ def reshard(source: Path, target: Path, *, layout: Layout, progress: Progress | 
             digests differ from the source's.
     """
     check_target(target)
-    try:
-        reader = CheckpointReader(source, verify="hashes")
-        stages = check_layout(reader.manifest.shape, layout)
-        with new_folder(target) as tmp:
-            check_space(tmp, needed=reader.manifest.total_bytes)
-            written = _write(reader, tmp, layout=layout, progress=progress or Silence())
-            manifest = build_manifest(
-                written,
-                **{
-                    name: getattr(reader.manifest, name)
-                    for name in Manifest.model_fields
-                    if name
-                    not in ("tensors", "shards", "parameter_digest", "versions", "created_utc", "topology", "format")
-                },
-                topology=topology_record(layout, stages),
-            )
-            if manifest.tensors != reader.manifest.tensors:
-                raise ConvertError(f"the copy of {source} has other digests than the original; this is a bug")
-            if (reader.folder / ORIGIN).is_dir():
-                shutil.copytree(reader.folder / ORIGIN, tmp / ORIGIN)
-            commit(tmp, target, manifest)
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+    reader = CheckpointReader(source, verify="hashes")
+    stages = check_layout(reader.manifest.shape, layout)
+    with new_folder(target) as tmp:
+        check_space(tmp, needed=reader.manifest.total_bytes)
+        written = _write(reader, tmp, layout=layout, progress=progress or Silence())
+        manifest = build_manifest(
+            written,
+            **{
+                name: getattr(reader.manifest, name)
+                for name in Manifest.model_fields
+                if name
+                not in ("tensors", "shards", "parameter_digest", "versions", "created_utc", "topology", "format")
+            },
+            topology=topology_record(layout, stages),
+        )
+        if manifest.tensors != reader.manifest.tensors:
+            raise ConvertError(f"the copy of {source} has other digests than the original; this is a bug")
+        if (reader.folder / ORIGIN).is_dir():
+            shutil.copytree(reader.folder / ORIGIN, tmp / ORIGIN)
+        commit(tmp, target, manifest)
     return manifest
 
 

@@ -17,14 +17,13 @@ from safetensors.torch import load_file
 
 from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.convert.compared import Compared, MixtureFolder, compared
-from llama_scale.convert.folders import Progress, Silence
+from llama_scale.convert.folders import Progress, Silence, checkpoint_faults
 from llama_scale.convert.models import Prompts, Results, reference_results, save_prompts, sharded_model, stop_ids
 from llama_scale.convert.proof import Comparison, Proof
 from llama_scale.convert.reference import has_text_tokenizer, load_text_tokenizer
 from llama_scale.convert.request import ADAPTER, Request
 from llama_scale.convert.shards import Layout, check_layout, even_stage_layers, valid_tp_sizes
 from llama_scale.convert.weights import Weights
-from llama_scale.errors import CheckpointError, ConvertError
 
 MAX_RANKS = 8
 REAL_PROMPTS = (
@@ -34,6 +33,7 @@ REAL_PROMPTS = (
 )
 
 
+@checkpoint_faults()
 def verify(
     checkpoint: Path,
     hf: Path,
@@ -63,56 +63,49 @@ def verify(
         ConvertError: One of the two cannot be read or run, or they are models of different numbers. A difference in
             weights or logits is no error here: see ``Proof.require``.
     """
-    try:
-        weights = Weights(checkpoint, base=base)
-        other = compared(weights, hf, adapter=adapter)
-        chosen, note = _choose_layout(weights.manifest, layout)
-        stages = check_layout(weights.shape, chosen)
-        prompts = _prompts(_tokenizer(hf, other), weights.manifest, num_tokens=num_tokens, generate=generate, seed=seed)
-        labels = {
-            _label(choice, prompt, other.choices): (choice, prompt) for choice in other.choices for prompt in prompts
-        }
-        stop = stop_ids(hf)
-        with tempfile.TemporaryDirectory(prefix="llama-scale-verify-") as name:
-            folder = Path(name)
-            save_prompts(
-                {label: prompts[prompt] for label, (_, prompt) in labels.items()}, folder / "prompts.safetensors"
-            )
-            request = Request(
-                checkpoint=str(Path(checkpoint).resolve()),
-                base=None if base is None else str(Path(base).resolve()),
-                dtype=str(other.dtype).removeprefix("torch."),
-                tp_size=chosen.tp_size,
-                pp_size=chosen.pp_size,
-                vp_size=chosen.vp_size,
-                stage_layers=tuple(len(stages[p][v].layers) for v in range(chosen.vp_size) for p in range(len(stages))),
-                prompts=str(folder / "prompts.safetensors"),
-                choices={label: choice for label, (choice, _) in labels.items()},
-                generate=generate,
-                stop_ids=stop,
-                out=str(folder / "sharded.safetensors"),
-            )
-            with sharded_model(request, folder=folder):
-                # Meanwhile: the ranks' imports take as long as this.
-                reporter = progress or Silence()
-                reporter.start("comparing weights", other.total_bytes)
-                differing = tuple(other.differing(reporter))
-                expected = _expected(other, prompts, labels, stop=stop, generate=generate)
-            found = load_file(request.out)
-        return Proof(
-            checkpoint=str(checkpoint),
-            hf=str(hf),
-            layout={"tensor": chosen.tp_size, "pipeline": chosen.pp_size, "virtual": chosen.vp_size},
-            note="; ".join(text for text in (note, other.note) if text),
-            tensors=other.tensors,
-            differing=differing,
-            comparisons=tuple(
-                compare(label, prompts[prompt], expected=expected, found=found, generate=generate)
-                for label, (_, prompt) in labels.items()
-            ),
+    weights = Weights(checkpoint, base=base)
+    other = compared(weights, hf, adapter=adapter)
+    chosen, note = _choose_layout(weights.manifest, layout)
+    stages = check_layout(weights.shape, chosen)
+    prompts = _prompts(_tokenizer(hf, other), weights.manifest, num_tokens=num_tokens, generate=generate, seed=seed)
+    labels = {_label(choice, prompt, other.choices): (choice, prompt) for choice in other.choices for prompt in prompts}
+    stop = stop_ids(hf)
+    with tempfile.TemporaryDirectory(prefix="llama-scale-verify-") as name:
+        folder = Path(name)
+        save_prompts({label: prompts[prompt] for label, (_, prompt) in labels.items()}, folder / "prompts.safetensors")
+        request = Request(
+            checkpoint=str(Path(checkpoint).resolve()),
+            base=None if base is None else str(Path(base).resolve()),
+            dtype=str(other.dtype).removeprefix("torch."),
+            tp_size=chosen.tp_size,
+            pp_size=chosen.pp_size,
+            vp_size=chosen.vp_size,
+            stage_layers=tuple(len(stages[p][v].layers) for v in range(chosen.vp_size) for p in range(len(stages))),
+            prompts=str(folder / "prompts.safetensors"),
+            choices={label: choice for label, (choice, _) in labels.items()},
+            generate=generate,
+            stop_ids=stop,
+            out=str(folder / "sharded.safetensors"),
         )
-    except CheckpointError as error:
-        raise ConvertError(str(error)) from error
+        with sharded_model(request, folder=folder):
+            # Meanwhile: the ranks' imports take as long as this.
+            reporter = progress or Silence()
+            reporter.start("comparing weights", other.total_bytes)
+            differing = tuple(other.differing(reporter))
+            expected = _expected(other, prompts, labels, stop=stop, generate=generate)
+        found = load_file(request.out)
+    return Proof(
+        checkpoint=str(checkpoint),
+        hf=str(hf),
+        layout={"tensor": chosen.tp_size, "pipeline": chosen.pp_size, "virtual": chosen.vp_size},
+        note="; ".join(text for text in (note, other.note) if text),
+        tensors=other.tensors,
+        differing=differing,
+        comparisons=tuple(
+            compare(label, prompts[prompt], expected=expected, found=found, generate=generate)
+            for label, (_, prompt) in labels.items()
+        ),
+    )
 
 
 def _label(choice: str, prompt: str, choices: tuple[str, ...]) -> str:
