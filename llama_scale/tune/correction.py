@@ -7,7 +7,7 @@ is found here, for each engine: seconds a step, and seconds a micro-batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from llama_scale.plan.search import Ranked
@@ -28,6 +28,10 @@ _PULL = 0.005
 30% of it costs as much as 2%."""
 
 _ROUNDS = 400
+_ROUGH_ROUNDS = 60
+
+_LEAST_SPREAD = 0.02
+"""However well predictions seem to do, single launches differ by more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ class Correction:
 
     Args:
         factors: Kind of cost -> factor on a predicted step's parts, no less than zero.
-        spread: Typical relative error of corrected predictions over the measured layouts.
+        spread: By what share a layout that was not measured may be faster than predicted.
         overheads: Engine -> seconds that it adds to a step, and to each micro-batch.
     """
 
@@ -100,6 +104,26 @@ def fit_correction(measured: Sequence[tuple[Cost, float]]) -> Correction:
     """
     if not measured:
         return IDENTITY
+    fitted = _fit(measured)
+    return replace(fitted, spread=_surprise(measured))
+
+
+def _surprise(measured: Sequence[tuple[Cost, float]]) -> float:
+    """Return by how much a layout that was not measured may be faster than its corrected prediction.
+
+    It is the best surprise among the measured ones, each predicted by a fit to all others: with about as many constants
+    as layouts, how well a fit meets what it was made from says nothing.
+    """
+    if len(measured) < 2:
+        return IDENTITY.spread
+    gains = []
+    for place, (cost, seconds) in enumerate(measured):
+        others = _fit([*measured[:place], *measured[place + 1 :]], rounds=_ROUGH_ROUNDS)
+        gains.append(1.0 - seconds / others.seconds(cost))
+    return min(IDENTITY.spread, max(_LEAST_SPREAD, *gains))
+
+
+def _fit(measured: Sequence[tuple[Cost, float]], *, rounds: int = _ROUNDS) -> Correction:
     common = median(seconds / cost.step.total for cost, seconds in measured)
     typical = median(seconds for _, seconds in measured)
     passes = median(cost.micro_batches for cost, _ in measured)
@@ -115,14 +139,11 @@ def fit_correction(measured: Sequence[tuple[Cost, float]]) -> Correction:
             *(share * cost.micro_batches / passes for share in own),
         ])  # fmt: skip
     centre = [1.0] * len(GROUPS) + [0.0] * (2 * len(engines))
-    solution = _least_squares(rows, centre)
-    errors = sorted(abs(_dot(solution, row) - 1.0) for row in rows)
-    # A few layouts fit almost exactly whatever is true of the others.
-    spread = max(errors[(2 * len(errors)) // 3 if len(errors) > 1 else 0], 0.5 / len(rows))
+    solution = _least_squares(rows, centre, rounds=rounds)
     each_step, each_micro = solution[len(GROUPS) :][: len(engines)], solution[len(GROUPS) + len(engines) :]
     return Correction(
         factors={name: common * factor for name, factor in zip(GROUPS, solution, strict=False)},
-        spread=spread,
+        spread=IDENTITY.spread,
         overheads={
             name: (typical * one, typical * other / passes)
             for name, one, other in zip(engines, each_step, each_micro, strict=True)
@@ -130,7 +151,7 @@ def fit_correction(measured: Sequence[tuple[Cost, float]]) -> Correction:
     )
 
 
-def _least_squares(rows: Sequence[Sequence[float]], centre: Sequence[float]) -> list[float]:
+def _least_squares(rows: Sequence[Sequence[float]], centre: Sequence[float], *, rounds: int) -> list[float]:
     """Return the x >= 0 with the least squares of ``rows @ x - 1``, each entry pulled to its centre.
 
     Coordinate descent from the centre: the sum never grows, so that the result is no worse than the centre.
@@ -138,7 +159,7 @@ def _least_squares(rows: Sequence[Sequence[float]], centre: Sequence[float]) -> 
     x = list(centre)
     left = [1.0 - _dot(x, row) for row in rows]
     lean = [sum(row[index] ** 2 for row in rows) for index in range(len(x))]
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for index, pulled in enumerate(centre):
             gain = sum(row[index] * rest for row, rest in zip(rows, left, strict=True)) + lean[index] * x[index]
             value = max(0.0, (gain + _PULL * pulled) / (lean[index] + _PULL))
