@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from llama_scale.errors import LaunchError
 from llama_scale.launchers.environment import forwarded
 from llama_scale.launchers.kubernetes_jobs import JOBS, Flavour
 from llama_scale.launchers.kubernetes_objects import RUN_NAME, dump_objects
-from llama_scale.launchers.queue import JobView
+from llama_scale.launchers.queue import JobView, call
 from llama_scale.spec.launcher_kubernetes import KubernetesLauncher
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.secret import secret_kind
 
-_TIMEOUT_S = 60.0
+_call = functools.partial(call, absent="install it; launcher.kind: kubernetes works through it", timeout_s=60.0)
 _NAME_CHARACTERS = 40
 """Length of a job's name: names of pods add to it, and have 63."""
 
@@ -73,8 +72,8 @@ class KubernetesQueue:
         )
         text = (bundle / "job.yaml").read_text(encoding="utf-8").replace(RUN_NAME, name)
         variables = forwarded(environment, (bundle / "forward").read_text(encoding="utf-8"))
-        _call(job.command("delete", f"{job.resource}/{name}", "--ignore-not-found", "--wait=true"))
-        _call(job.command("apply", "-f", "-"), text=text + dump_objects([_forwarded_map(job, variables)]))
+        _call(*job.command("delete", f"{job.resource}/{name}", "--ignore-not-found", "--wait=true"))
+        _call(*job.command("apply", "-f", "-"), text=text + dump_objects([_forwarded_map(job, variables)]))
         return (str(job),)
 
     def look(self, jobs: Sequence[str]) -> JobView:
@@ -82,7 +81,7 @@ class KubernetesQueue:
         job = JobName.parse(jobs[-1])
         words = f"{job.resource.partition('.')[0]} {job.name}"
         try:
-            shown = _call(job.command("get", f"{job.resource}/{job.name}", "-o", "json", "--ignore-not-found"))
+            shown = _call(*job.command("get", f"{job.resource}/{job.name}", "-o", "json", "--ignore-not-found"))
         except LaunchError as error:
             return JobView(phase="unknown", words=str(error))
         if not shown.strip():
@@ -96,7 +95,7 @@ class KubernetesQueue:
             patch: Any = True
             for key in reversed(job.flavour.suspend):
                 patch = {key: patch}
-            _call(job.command("patch", f"{job.resource}/{job.name}", "--type=merge", "-p", json.dumps(patch)))
+            _call(*job.command("patch", f"{job.resource}/{job.name}", "--type=merge", "-p", json.dumps(patch)))
 
     def log_command(self, jobs: Sequence[str], *, follow: bool) -> list[str]:
         """Return the command that prints the log of rank 0 and its agent."""
@@ -168,25 +167,3 @@ def _forwarded_map(job: JobName, variables: Mapping[str, str]) -> dict[str, Any]
     if namespace is not None:
         found["metadata"]["namespace"] = namespace
     return found
-
-
-def _call(command: Sequence[str], *, text: str | None = None) -> str:
-    path = shutil.which(command[0])
-    if path is None:
-        raise LaunchError(f"{command[0]} is not installed here, and launcher.kind: kubernetes works through it")
-    try:
-        done = subprocess.run(
-            [path, *command[1:]],
-            check=False,
-            input=text or "",
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"{command[0]} did not answer within {_TIMEOUT_S:g} s") from error
-    if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split()) or f"status {done.returncode}"
-        raise LaunchError(f"kubectl refused: {said}")
-    return done.stdout

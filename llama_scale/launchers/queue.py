@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from llama_scale.errors import LaunchError
 from llama_scale.spec.run import RunSpec
 
 JobPhase = Literal["waiting", "running", "ended", "unknown"]
@@ -73,3 +76,49 @@ def queue_of(launcher: object) -> Queue | None:
     """Return a launcher's queue; None for one that starts processes itself."""
     queue: Queue | None = getattr(launcher, "queue", None)
     return queue
+
+
+def call(
+    program: str,
+    *words: str,
+    absent: str,
+    timeout_s: float,
+    text: str = "",
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> str:
+    """Run a scheduler's program to its end and return what it prints.
+
+    Args:
+        program: Its name.
+        words: Its arguments.
+        absent: What to say where it is not installed.
+        timeout_s: Time to answer in.
+        text: Its standard input.
+        environment: All of its environment; None: this process's.
+        folder: Where it runs; None: here.
+
+    Raises:
+        LaunchError: It is not installed, does not answer or refuses.
+    """
+    path = shutil.which(program)
+    if path is None:
+        raise LaunchError(f"{program} is not installed here: {absent}")
+    try:
+        done = subprocess.run(
+            [path, *words],
+            check=False,
+            cwd=folder,
+            env=None if environment is None else dict(environment),
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LaunchError(f"{program} did not answer within {timeout_s:g} s") from error
+    if done.returncode != 0:
+        said = " ".join((done.stderr or done.stdout).split()) or f"status {done.returncode}"
+        raise LaunchError(f"{program} refused: {said}")
+    return done.stdout

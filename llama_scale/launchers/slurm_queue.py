@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import llama_scale.launchers.environment as variables
 from llama_scale.errors import LaunchError
-from llama_scale.launchers.queue import JobPhase, JobView
+from llama_scale.launchers.queue import JobPhase, JobView, call
 from llama_scale.spec.launcher_slurm import SlurmLauncher
 from llama_scale.spec.run import RunSpec
 
-_TIMEOUT_S = 30.0
+_call = functools.partial(
+    call, absent="call llama-scale on a machine of the Slurm cluster", timeout_s=30.0, folder=Path("/")
+)
 _SCHEDULERS_OWN = ("SLURM_CONF", "SLURM_CLUSTERS")
 """What the commands themselves need to find the scheduler, beside what a job gets."""
 _WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
@@ -116,27 +117,3 @@ def output_pattern(path: Path) -> str:
     '/runs/50%%/log'
     """
     return str(path).replace("%", "%%")
-
-
-def _call(program: str, *words: str, environment: Mapping[str, str] | None = None) -> str:
-    path = shutil.which(program)
-    if path is None:
-        raise LaunchError(f"{program} is not installed here: call llama-scale on a machine of the Slurm cluster")
-    try:
-        done = subprocess.run(
-            [path, *words],
-            check=False,
-            cwd="/",
-            env=None if environment is None else dict(environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"{program} did not answer within {_TIMEOUT_S:g} s") from error
-    if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split()) or f"status {done.returncode}"
-        raise LaunchError(f"{program} refused: {said}")
-    return done.stdout
