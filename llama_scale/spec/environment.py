@@ -6,11 +6,11 @@ A spec must mean the same run on every machine; only *where* files lie may diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from llama_scale.errors import Problem
 from llama_scale.spec.fields import EACH, path_patterns
-from llama_scale.spec.nodes import MappingNode, Node, Path, ScalarNode, SequenceNode
+from llama_scale.spec.nodes import Node, Path, texts
 from llama_scale.spec.plugin_options import Use
 from llama_scale.spec.run import RunSpec
 
@@ -30,8 +30,8 @@ def misplaced_variables(root: Node, uses: Sequence[Use] = ()) -> list[Problem]:
             hint="write the value, or give it with --set",
             code="env",
         )
-        for path, value in _with_variable(root, ())
-        if not _is_path(path, uses)
+        for path, value in texts(root)
+        if "${env:" in value and not _is_path(path, uses)
     ]
 
 
@@ -50,14 +50,3 @@ def _pattern(path: Path) -> tuple[str, ...]:
 
 
 _PLUGIN_OPTIONS = {("adapters", EACH, "options"), ("tasks", EACH, "options"), ("mixture", "gate_options")}
-
-
-def _with_variable(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
-    if isinstance(node, MappingNode):
-        for key, item in node.items.items():
-            yield from _with_variable(item, (*path, key))
-    elif isinstance(node, SequenceNode):
-        for index, item in enumerate(node.items):
-            yield from _with_variable(item, (*path, index))
-    elif isinstance(node, ScalarNode) and isinstance(node.value, str) and "${env:" in node.value:
-        yield path, node.value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -72,6 +72,18 @@ def child(node: Node, part: str | int) -> Node | None:
     if isinstance(node, SequenceNode) and isinstance(part, int) and 0 <= part < len(node.items):
         return node.items[part]
     return None
+
+
+def texts(node: Node, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Yield the values below a node that are texts, each with its path."""
+    if isinstance(node, MappingNode):
+        for key, item in node.items.items():
+            yield from texts(item, (*path, key))
+    elif isinstance(node, SequenceNode):
+        for index, item in enumerate(node.items):
+            yield from texts(item, (*path, index))
+    elif isinstance(node.value, str):
+        yield path, node.value
 
 
 def find_mark(root: Node, path: Sequence[str | int], *, at_key: bool = False) -> Mark:

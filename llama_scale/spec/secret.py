@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from llama_scale.errors import Problem
-from llama_scale.spec.nodes import MappingNode, Node, Path, ScalarNode, SequenceNode
+from llama_scale.spec.nodes import Node, Path, texts
 
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a Hugging Face token", re.compile(r"\b(?:api_org|hf)_[A-Za-z0-9]{16,}")),
@@ -39,20 +38,7 @@ def looks_secret(value: str) -> bool:
 
 def find_secrets(root: Node) -> list[Problem]:
     """Return a problem for each value of a document that looks like a secret; the value itself is never shown."""
-    return [_problem(path, kind) for path, kind in _walk(root, ())]
-
-
-def _walk(node: Node, path: Path) -> Iterator[tuple[Path, str]]:
-    if isinstance(node, MappingNode):
-        for key, item in node.items.items():
-            yield from _walk(item, (*path, key))
-    elif isinstance(node, SequenceNode):
-        for index, item in enumerate(node.items):
-            yield from _walk(item, (*path, index))
-    elif isinstance(node, ScalarNode) and isinstance(node.value, str):
-        kind = secret_kind(node.value) or _by_key(path, node.value)
-        if kind:
-            yield path, kind
+    return [_problem(path, kind) for path, text in texts(root) if (kind := secret_kind(text) or _by_key(path, text))]
 
 
 def _by_key(path: Path, value: str) -> str | None:
