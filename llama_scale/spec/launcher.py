@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llama_scale.spec.base import PathStr, PositiveFloat, Section
-from llama_scale.spec.launcher_fields import Grace, HostName, Port, Threads, Variables
+from llama_scale.spec.base import PathStr, Section
+from llama_scale.spec.launcher_fields import Grace, HostName, MasterPort, SshPort, SshTimeout, Threads, Variables
 from llama_scale.spec.launcher_kubernetes import KubernetesLauncher
 from llama_scale.spec.launcher_mpi import MpiLauncher
 from llama_scale.spec.launcher_slurm import SlurmLauncher
@@ -31,15 +31,9 @@ class DeepSpeedLauncher(Section):
         (), description="Hosts, cluster.nodes of them; none: this machine, without ssh."
     )
     hostfile: PathStr | None = Field(None, description="DeepSpeed's hostfile (lines NAME slots=N), instead of hosts.")
-    master_port: Port | None = Field(
-        None, description="Port of the rendezvous on the first host; default: one of 20000-29999, by run and attempt."
-    )
-    ssh_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        None, description="Port of sshd; default: ssh's own."
-    )
-    ssh_timeout_s: PositiveFloat = Field(
-        20.0, description="Seconds in which every host has to answer before the run is started."
-    )
+    master_port: MasterPort = None
+    ssh_port: SshPort = None
+    ssh_timeout_s: SshTimeout = 20.0
     threads_per_process: Threads = None
     grace_s: Grace = 60.0
     env: Variables = Field({})

@@ -12,6 +12,16 @@ from llama_scale.spec.hostfile import HOST_PATTERN
 HostName = Annotated[str, Field(pattern=HOST_PATTERN)]
 """A host's name or IPv4 address: nothing in it means anything to a shell, to ssh or to pdsh."""
 Port = Annotated[int, Field(ge=1024, le=65535)]
+MasterPort = Annotated[
+    Port | None,
+    Field(description="Port of the rendezvous on the first host; default: one of 20000-29999, by run and attempt."),
+]
+SshPort = Annotated[
+    Annotated[int, Field(ge=1, le=65535)] | None, Field(description="Port of sshd; default: ssh's own.")
+]
+SshTimeout = Annotated[
+    PositiveFloat, Field(description="Seconds in which every host has to answer before the run is started.")
+]
 
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
 VariableName = Annotated[str, Field(pattern=VARIABLE_PATTERN)]

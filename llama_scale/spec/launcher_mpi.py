@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llama_scale.spec.base import PathStr, Section
-from llama_scale.spec.launcher_fields import Forwarded, Grace, HostName, Port, Threads, Variables
+from llama_scale.spec.launcher_fields import Forwarded, Grace, HostName, MasterPort, Threads, Variables
 
 Argument = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -24,9 +24,7 @@ class MpiLauncher(Section):
         description="Hosts, cluster.nodes of them; none: this machine, or those of the allocation that launch is in.",
     )
     hostfile: PathStr | None = Field(None, description="File of lines NAME slots=N, instead of hosts.")
-    master_port: Port | None = Field(
-        None, description="Port of the rendezvous on the first host; default: one of 20000-29999, by run and attempt."
-    )
+    master_port: MasterPort = None
     arguments: tuple[Argument, ...] = Field(
         (), description="More arguments of mpirun, e.g. [--mca, oob_tcp_if_include, 10.0.0.0/24]."
     )

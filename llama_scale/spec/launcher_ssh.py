@@ -6,8 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llama_scale.spec.base import PathStr, PositiveFloat, Section
-from llama_scale.spec.launcher_fields import Forwarded, Grace, HostName, Port, Threads, Variables
+from llama_scale.spec.base import PathStr, Section
+from llama_scale.spec.launcher_fields import (
+    Forwarded,
+    Grace,
+    HostName,
+    MasterPort,
+    SshPort,
+    SshTimeout,
+    Threads,
+    Variables,
+)
 
 
 class SshLauncher(Section):
@@ -16,15 +25,9 @@ class SshLauncher(Section):
     kind: Literal["ssh"]
     hosts: tuple[HostName, ...] = Field((), description="Hosts, cluster.nodes of them; rank 0 is on the first.")
     hostfile: PathStr | None = Field(None, description="DeepSpeed's hostfile (lines NAME slots=N), instead of hosts.")
-    master_port: Port | None = Field(
-        None, description="Port of the rendezvous on the first host; default: one of 20000-29999, by run and attempt."
-    )
-    ssh_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        None, description="Port of sshd; default: ssh's own."
-    )
-    ssh_timeout_s: PositiveFloat = Field(
-        20.0, description="Seconds in which every host has to answer before the run is started."
-    )
+    master_port: MasterPort = None
+    ssh_port: SshPort = None
+    ssh_timeout_s: SshTimeout = 20.0
     lease_s: Annotated[float, Field(ge=5, le=3600, allow_inf_nan=False)] = Field(
         30.0,
         description="A host that is not heard for so long is lost; its ranks save when they have not heard the head "
