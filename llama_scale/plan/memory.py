@@ -131,14 +131,7 @@ def model_states(
             host=0,
         )
     if isinstance(engine, DdpEngine):
-        return ModelStates(
-            weights=weight * numel,
-            gradients=gradient * numel,
-            masters=master * numel,
-            moments=_MOMENTS_BYTES * numel,
-            buffers=0,
-            host=0,
-        )
+        return _whole_states(numel, precision)
     zero = zero or ZeroShards(whole=numel, share=share, touched=share)
     stage = zero_stage(engine, pp_size=pp_size)
     case = ZeroCase(
@@ -164,21 +157,26 @@ def zero_stage(engine: DeepSpeedEngine, *, pp_size: int) -> int:
     return max(engine.zero, 1) if pp_size > 1 else engine.zero
 
 
+def _whole_states(numel: int, precision: Precision) -> ModelStates:
+    """Return the states where nothing is divided and there are no buffers."""
+    weight = element_bytes(precision)
+    return ModelStates(
+        weights=weight * numel,
+        gradients=gradient_bytes(precision) * numel,
+        masters=(_FP32_BYTES if weight != _FP32_BYTES else 0) * numel,
+        moments=_MOMENTS_BYTES * numel,
+        buffers=0,
+        host=0,
+    )
+
+
 def _zero_states(
     numel: int, *, engine: DeepSpeedEngine, precision: Precision, zero: ZeroShards, stage: int
 ) -> ModelStates:
     """Return the states without buffers."""
     weight, gradient, share = element_bytes(precision), gradient_bytes(precision), zero.share
     if stage == 0:
-        master = _FP32_BYTES if weight != _FP32_BYTES else 0
-        return ModelStates(
-            weights=weight * numel,
-            gradients=gradient * numel,
-            masters=master * numel,
-            moments=_MOMENTS_BYTES * numel,
-            buffers=0,
-            host=0,
-        )
+        return _whole_states(numel, precision)
     # ZeRO keeps an fp32 partition to update for fp32 weights too (stage_1_and_2.py, stage3.py: `.clone().float()`).
     masters, moments = _FP32_BYTES * share, _MOMENTS_BYTES * share
     weights = weight * (share if stage == 3 else numel)
