@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from llama_scale.extensions.adapter import LINEARS, ROW, LayerAdapter, LayerContext
+from llama_scale.extensions.adapter import LINEARS, ROW, LayerAdapter, LayerContext, LowRank
 
 
 class Lora(LayerAdapter):
@@ -41,6 +41,12 @@ class Lora(LayerAdapter):
         if self.options.dora:
             result = result * self._magnitude_over_norm(target, a, b)
         return result.to(y.dtype)
+
+    def low_rank(self, target: str) -> LowRank:
+        """See ``LayerAdapter.low_rank``."""
+        a, b = self.weight(f"{target}.lora_A"), self.weight(f"{target}.lora_B")
+        factor = self._magnitude_over_norm(target, a, b) if self.options.dora else None
+        return LowRank(a, b, self._scale(target, a), factor)
 
     def _magnitude_over_norm(self, target: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return DoRA's factor of each output, ``[O]``; the norm counts as a constant (the paper's section 4.3)."""

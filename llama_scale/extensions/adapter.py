@@ -71,6 +71,23 @@ class LayerContext:
     """Room for values that all layers of this adapter on this rank share."""
 
 
+@dataclass(frozen=True)
+class LowRank:
+    """A change of a linear layer's output ``y`` of ``x``: ``factor * (y + scale * b a x)``.
+
+    Args:
+        a: ``[rank, in]``; column parallel layers have it whole.
+        b: ``[out, rank]``, local for column parallel layers.
+        scale: A number.
+        factor: ``[out]``, local for column parallel layers; None: 1.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+    factor: torch.Tensor | None = None
+
+
 def attach(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
     """Register a parameter of an adapter or gate under its dotted name, whatever torch's classes call their own."""
     *path, leaf = name.split(".")
@@ -137,6 +154,14 @@ class LayerAdapter(nn.Module):
         """
         del target, x
         return y
+
+    def low_rank(self, target: str) -> LowRank | None:
+        """Return what ``output`` does to a column parallel target, if it is of this form; None: call ``output``.
+
+        Layers with one input are computed as one: all their changes of this form then take two matrix products.
+        """
+        del target
+        return None
 
     def block(self, which: str, y: torch.Tensor) -> torch.Tensor:
         """Change what the attention or MLP block adds to the residual stream, ``[S, R, hidden]`` (whole)."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from llama_scale.layout.parameters import padded_vocab_size
 from llama_scale.plan.schedule import peak_held, steady_order
 from llama_scale.plan.stages import Chunk, Stages
+from llama_scale.plan.workload import Frozen
 from llama_scale.spec.model import ModelShape
 from llama_scale.spec.recompute import FullRecompute, Recompute
 
@@ -40,9 +41,7 @@ class ActivationCase:
         sequence_parallel: Norms and residual stream are sharded along the sequence.
         element_bytes: Bytes of an activation: 2 for bf16, 4 for fp32.
         recompute: What is computed again instead of stored.
-        first_trained: Layers below it are frozen, and keep nothing for a backward pass that never comes to them.
-        copies: Rows that a mixture makes of one sample from that layer on.
-        adapter_bytes: What a layer keeps for its adapters, a token; None without adapters, where the base trains.
+        frozen: What trains instead of the model; None: the model does.
     """
 
     shape: ModelShape
@@ -52,9 +51,17 @@ class ActivationCase:
     sequence_parallel: bool
     element_bytes: int
     recompute: Recompute
-    first_trained: int = 0
-    copies: int = 1
-    adapter_bytes: float | None = None
+    frozen: Frozen | None = None
+
+    @property
+    def first_trained(self) -> int:
+        """Layers below it are frozen, and keep nothing for a backward pass that never comes to them."""
+        return 0 if self.frozen is None else self.frozen.first_layer
+
+    @property
+    def copies(self) -> int:
+        """Rows that a mixture makes of one sample from that layer on."""
+        return 1 if self.frozen is None else self.frozen.copies
 
     @property
     def tokens(self) -> int:
@@ -98,12 +105,14 @@ def layer_bytes(case: ActivationCase) -> int:
     Frozen matrices keep no inputs; adapters keep those that they read, over a bf16 base as fp32 copies.
     """
     whole = attention_bytes(case) + mlp_bytes(case)
-    if case.adapter_bytes is None:
+    if case.frozen is None:
         return whole
     queries = case.shape.num_heads * case.shape.head_dim
     own = 2 * case.residual_bytes
     own += case.tokens * (queries + case.shape.ffn_hidden_size) * case.element_bytes // case.tp_size
-    return whole - own + int(case.tokens * case.adapter_bytes)
+    shards = case.tp_size if case.sequence_parallel else 1
+    adapters = case.frozen.kept_bytes(element_bytes=case.element_bytes, sequence_shards=shards)
+    return whole - own + int(case.tokens * adapters)
 
 
 def chunk_bytes(case: ActivationCase, chunk: Chunk) -> int:
@@ -158,7 +167,7 @@ def logits_bytes(case: ActivationCase, *, vocab_pad_multiple: int) -> int:
     block = max(1, min(tokens, LOGITS_BLOCK_ELEMENTS // rows)) * rows
     low_precision = case.element_bytes if case.element_bytes != _FP32_BYTES else 0
     hidden = 2 * tokens * shape.hidden_size
-    if case.adapter_bytes is None:  # a frozen output layer has no gradient
+    if case.frozen is None:  # a frozen output layer has no gradient
         hidden += rows * shape.hidden_size
     return block * (_FP32_BYTES + low_precision) + hidden * case.element_bytes
 

@@ -210,14 +210,7 @@ def _memory(
         sequence_parallel=spec.parallel.sequence,
         element_bytes=element_bytes(spec.precision),
         recompute=spec.recompute,
-        first_trained=0 if frozen is None else frozen.first_layer,
-        copies=1 if frozen is None else frozen.copies,
-        adapter_bytes=None
-        if frozen is None
-        else frozen.kept_bytes(
-            element_bytes=element_bytes(spec.precision),
-            sequence_shards=topology.tp_size if spec.parallel.sequence else 1,
-        ),
+        frozen=frozen,
     )
     on_cpu = spec.cluster.device == "cpu"
     memory = [

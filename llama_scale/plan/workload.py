@@ -184,7 +184,7 @@ class Kept(NamedTuple):
         width: Elements a token, of one rank.
         by_sequence: With sequence parallelism a rank has only its part of the sequence.
         fp32: A copy in fp32, whatever the base's format.
-        shared: Over an fp32 base it is one tensor with all others of this name; empty: with none.
+        shared: It is one tensor with all others of this name; empty: with none.
     """
 
     width: int
@@ -227,7 +227,7 @@ class Frozen:
         total = 0.0
         shared: set[str] = set()
         for tensor in self.kept:
-            if tensor.shared and element_bytes == _FP32_BYTES:
+            if tensor.shared:
                 if tensor.shared in shared:
                     continue
                 shared.add(tensor.shared)

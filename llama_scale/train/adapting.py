@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llama_scale.train.low_rank import Fused, apply_changes, low_rank_changes
+
 if TYPE_CHECKING:
-    from llama_scale.extensions.adapter import LayerAdapter
+    from llama_scale.extensions.adapter import LayerAdapter, LowRank
     from llama_scale.train.engine import Route
 
 
@@ -154,7 +156,7 @@ class LayerHooks:
         """Change a row parallel layer's input ``[S, B, in]``."""
         return self._each(
             lambda number: target in self._adapters[number].changes_input,
-            lambda adapter, part: adapter.input(target, x[:, part]),
+            lambda number, part: self._adapters[number].input(target, x[:, part]),
             x,
         )
 
@@ -162,7 +164,26 @@ class LayerHooks:
         """Change a linear layer's output ``y`` of ``x``, ``[S, B, ...]``."""
         return self._each(
             lambda number: target in self._outputs[number],
-            lambda adapter, part: adapter.output(target, x[:, part], y[:, part]),
+            lambda number, part: self._adapters[number].output(target, x[:, part], y[:, part]),
+            y,
+        )
+
+    def fused_output(self, x: torch.Tensor, y: torch.Tensor, fused: Fused) -> torch.Tensor | None:
+        """Change a fused projection's output ``y`` of ``x``, ``[S, B, ...]``; None if parts must be changed apart."""
+        changes: dict[int, dict[str, LowRank]] = {}
+        for rows in self._rows:
+            number = rows.adapter
+            if number is None or number not in self._adapters or number in changes:
+                continue
+            found = low_rank_changes(self._adapters[number], [t for t in fused.parts if t in self._outputs[number]])
+            if found is None:
+                return None
+            changes[number] = found
+        return self._each(
+            lambda number: bool(changes.get(number)),
+            lambda number, part: apply_changes(
+                self._adapters[number], changes[number], x[:, part], y[:, part], fused=fused
+            ),
             y,
         )
 
@@ -170,7 +191,7 @@ class LayerHooks:
         """Change what a block adds to the residual stream, ``[S, B, hidden]``."""
         return self._each(
             lambda number: which in self._blocks[number],
-            lambda adapter, part: adapter.block(which, y[:, part]),
+            lambda number, part: self._adapters[number].block(which, y[:, part]),
             y,
         )
 
@@ -185,7 +206,7 @@ class LayerHooks:
     def _each(
         self,
         concerns: Callable[[int], bool],
-        change: Callable[[LayerAdapter, slice], torch.Tensor],
+        change: Callable[[int, slice], torch.Tensor],
         whole: torch.Tensor,
     ) -> torch.Tensor:
         """Replace the rows of those adapters that ``concerns`` by what ``change`` makes of them."""
@@ -195,7 +216,7 @@ class LayerHooks:
             part = slice(rows.start, rows.stop)
             if rows.adapter in self._adapters and concerns(rows.adapter):
                 changed = True
-                parts.append(change(self._adapters[rows.adapter], part))
+                parts.append(change(rows.adapter, part))
             else:
                 parts.append(whole[:, part])
         if not changed:

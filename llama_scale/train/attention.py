@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from llama_scale.train.adapting import split_parts
+from llama_scale.train.low_rank import Fused
 from llama_scale.train.rope import split_and_rotate
 from llama_scale.train.versions import SelfAttention
 
@@ -144,9 +145,13 @@ def _mask_behind(length: int, mask: torch.Tensor | None, key: torch.Tensor) -> t
 def _adapted(mixed: torch.Tensor, x: torch.Tensor, hooks: LayerHooks) -> torch.Tensor:
     """Let adapters change queries, keys and values, each as ``[S, B, heads * D]``, inside ``[S, B, G, Q + 2, D]``."""
     shape = mixed.shape
-    parts = split_parts(mixed, (shape[3] - 2, 1, 1), dim=3)
+    width = shape[-1]
+    parts = {"q_proj": (shape[3] - 2) * width, "k_proj": width, "v_proj": width}
+    whole = hooks.fused_output(x, mixed.flatten(2), Fused(parts, groups=shape[2]))
+    if whole is not None:
+        return whole.view(shape)
+    apart = split_parts(mixed, (shape[3] - 2, 1, 1), dim=3)
     changed = [
-        hooks.output(target, x, part.flatten(2)).view(part.shape)
-        for target, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True)
+        hooks.output(target, x, part.flatten(2)).view(part.shape) for target, part in zip(parts, apart, strict=True)
     ]
     return torch.cat(changed, dim=3)

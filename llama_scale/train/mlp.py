@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from llama_scale.train.adapting import split_parts
+from llama_scale.train.low_rank import Fused
 from llama_scale.train.versions import MLP, MLPSubmodules, TransformerConfig
 
 if TYPE_CHECKING:
@@ -61,9 +62,17 @@ class LlamaMLP(MLP):
         if hooks is None:
             return self.linear_fc2(_SwiGlu.apply(gate_up))
         if hooks.changes_outputs("gate_proj", "up_proj"):
-            gate, up = split_parts(gate_up, (gate_up.shape[-1] // 2,) * 2, dim=-1)
-            gate, up = hooks.output("gate_proj", hidden_states, gate), hooks.output("up_proj", hidden_states, up)
-            gate_up = torch.cat((gate, up), dim=-1)
+            gate_up = _adapted(gate_up, hidden_states, hooks)
         inner = hooks.input("down_proj", _SwiGlu.apply(gate_up))
         output, bias = self.linear_fc2(inner)
         return hooks.block("mlp", hooks.output("down_proj", inner, output)), bias
+
+
+def _adapted(gate_up: torch.Tensor, x: torch.Tensor, hooks: LayerHooks) -> torch.Tensor:
+    """Let adapters change gate and up, the halves of ``[S, B, 2 F]``."""
+    width = gate_up.shape[-1] // 2
+    whole = hooks.fused_output(x, gate_up, Fused({"gate_proj": width, "up_proj": width}))
+    if whole is not None:
+        return whole
+    gate, up = split_parts(gate_up, (width, width), dim=-1)
+    return torch.cat((hooks.output("gate_proj", x, gate), hooks.output("up_proj", x, up)), dim=-1)
