@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_scale.checkpoint.manifest import checkpoint_name, load_manifest, newest_complete
+from llama_scale.checkpoint.manifest import Manifest, checkpoint_name, load_manifest, newest_complete
 from llama_scale.checkpoint.retention import clean_unfinished, temporary_folder
 from llama_scale.errors import CheckpointError
 from llama_scale.train.engine import Engine, LocalPiece
@@ -132,15 +132,7 @@ class Checkpointer:
         if self._base is not None and self._base.path is not None:
             self.init_from(engine, Path(self._base.path))
         if folder is not None:
-            manifest = restore(
-                folder,
-                engine,
-                spec=self._spec,
-                plan=self._plan,
-                ranks=self._ranks,
-                optimizer=True,
-                base=self._base,
-            )
+            manifest = self._restore(folder, engine, optimizer=True)
         if self._spec.checkpoint.asynchronous:
             self._buffers.reserve(self._pieces(engine))
         if manifest is None:
@@ -156,15 +148,7 @@ class Checkpointer:
         Raises:
             CheckpointError: It is damaged, incomplete or of another model.
         """
-        restore(
-            Path(folder),
-            engine,
-            spec=self._spec,
-            plan=self._plan,
-            ranks=self._ranks,
-            optimizer=False,
-            base=self._base,
-        )
+        self._restore(Path(folder), engine, optimizer=False)
 
     def warm_start(self, engine: Engine) -> bool:
         """Start from ``model.init_from``: a whole model, or adapters whose base ``resume`` has loaded.
@@ -189,6 +173,10 @@ class Checkpointer:
         good = self.wait()
         self._ranks.close()
         return good
+
+    def _restore(self, folder: Path, engine: Engine, *, optimizer: bool) -> Manifest:
+        spec, plan = self._spec, self._plan
+        return restore(folder, engine, spec=spec, plan=plan, ranks=self._ranks, optimizer=optimizer, base=self._base)
 
     def _note(self, request: SaveRequest, problem: str | None) -> bool:
         if problem is None:
