@@ -106,6 +106,18 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
         return {single: set()}
     if index.exists():
         return _read_index(index)
+    refuse_pickled(folder)
+    raise ConvertError(f"{folder} has neither {SINGLE} nor {INDEX}; it is no complete Hugging Face model folder")
+
+
+def refuse_pickled(folder: Path) -> None:
+    """Refuse a folder whose weights are pickled: loading them runs code.
+
+    Raises:
+        ConvertError: There are such files, and no safetensors.
+    """
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if pickled:
         raise ConvertError(
@@ -113,7 +125,6 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
             "are read. Convert them once, where you trust them: `AutoModelForCausalLM.from_pretrained(DIR)"
             ".save_pretrained(NEW_DIR)`"
         )
-    raise ConvertError(f"{folder} has neither {SINGLE} nor {INDEX}; it is no complete Hugging Face model folder")
 
 
 def _read_index(index: Path) -> dict[Path, set[str]]:

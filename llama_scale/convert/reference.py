@@ -9,6 +9,7 @@ import torch
 
 from llama_scale.convert.folders import read_json
 from llama_scale.convert.hf_config import CONFIG, make_hf_config
+from llama_scale.convert.hf_weights import refuse_pickled
 from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.merge import Merger
 from llama_scale.convert.weights import Weights
@@ -29,16 +30,19 @@ def load_model(folder: Path, *, dtype: torch.dtype | str, own_code: bool = False
         own_code: Run the modelling file in it: an export here wrote it, or the user has agreed.
 
     Raises:
-        ConvertError: transformers cannot load it.
+        ConvertError: Its weights are pickled, or transformers cannot load it.
     """
+    refuse_pickled(folder)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=own_code)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=own_code, use_safetensors=True
+        )
     except Exception as error:  # whatever a damaged folder makes the library raise
-        raise ConvertError(f"transformers cannot load {folder}: {error}") from error
+        raise ConvertError(f"transformers cannot load {folder}: {' '.join(str(error).split())}") from error
 
 
 def load_text_tokenizer(folder: Path, *, own_code: bool = False) -> Any:

@@ -1,5 +1,7 @@
 """A Hugging Face folder behind ``extensions.task.Model``: batches and padding change nothing; errors say what to do."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -79,3 +81,12 @@ def test_prompts_that_cannot_be_continued(folder):
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(ConvertError, match="transformers cannot load"):
         AssembledModel(tmp_path)
+
+
+def test_pickled_weights_are_not_loaded(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "hf")
+    torch.save(LlamaForCausalLM.from_pretrained(folder).state_dict(), tmp_path / "hf" / "pytorch_model.bin")
+    AssembledModel(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(ConvertError, match=r"only pickled weights \(pytorch_model\.bin\), which run code"):
+        AssembledModel(tmp_path / "hf")
