@@ -26,7 +26,7 @@ from llama_scale.train import distributed
 from llama_scale.train.engine import MicroBatch, Route
 from llama_scale.train.model import LlamaModel, build_chunks
 from llama_scale.train.names import logical_parameters
-from llama_scale.train.ports import free_port
+from llama_scale.train.ports import free_port, rank_variables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,13 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rank_main(rank: int, world: int, port: int, request: Request) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    os.environ |= rank_variables(rank, world=world, port=port)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
     results = forward(request)
     if results is not None:

@@ -28,6 +28,17 @@ def free_port() -> int:
     return port
 
 
+def rank_variables(rank: int, *, world: int, port: int) -> dict[str, str]:
+    """Return what tells a process which rank it is of those on this machine alone, and where their store is."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
 _SHARED_PORTS = range(20_000, 30_000)
 """For a rendezvous that other hosts reach; apart from those above, so that runs on one host do not meet others'."""
 

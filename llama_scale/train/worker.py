@@ -30,6 +30,7 @@ from llama_scale.train.engine import Engine, make_engine, module_of
 from llama_scale.train.loop import LoopParts, NonFiniteError, log_progress, train
 from llama_scale.train.metrics import MetricsFile, StepRecord
 from llama_scale.train.peak_memory import PeakMemory
+from llama_scale.train.ports import rank_variables
 from llama_scale.train.profile import StepProfiler, parse_steps
 from llama_scale.train.samples import SampleSource, make_samples
 from llama_scale.train.signals import Agreement, StopRequest
@@ -227,7 +228,7 @@ def configure_logging(coordinates: Coordinates, *, rank: int, tee: int | None = 
     )
 
 
-_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+_ALONE = rank_variables(0, world=1, port=0)
 """Environment of a process that nobody started as one of several; port 0 is any free one."""
 
 

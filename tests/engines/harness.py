@@ -17,7 +17,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from llama_scale.train.ports import free_port
+from llama_scale.train.ports import free_port, rank_variables
 
 _PRELOAD = [
     "torch",
@@ -42,13 +42,7 @@ def _context() -> Any:
 
 
 def _rank_main(rank: int, world: int, port: int, work: bytes, pipe: Connection) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    os.environ |= rank_variables(rank, world=world, port=port)
     import torch
 
     torch.set_num_threads(1)

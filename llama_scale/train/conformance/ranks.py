@@ -14,7 +14,7 @@ import torch
 
 from llama_scale.train import distributed
 from llama_scale.train.conformance.report import Failed
-from llama_scale.train.ports import free_port
+from llama_scale.train.ports import free_port, rank_variables
 
 
 def on_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -50,13 +50,7 @@ def _first_error(folder: Path) -> str:
 
 
 def _rank_main(rank: int, world: int, port: int, folder: str, work: Callable[[], Any]) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    os.environ |= rank_variables(rank, world=world, port=port)
     torch.set_num_threads(1)
     try:
         torch.save(work(), Path(folder) / f"{rank}.pt")
