@@ -10,7 +10,13 @@ import typer
 
 from llama_scale.cli.output import emit, say
 from llama_scale.data.documents import TextUnit, find_source
-from llama_scale.data.sentencepiece_training import ModelType
+from llama_scale.data.sentencepiece_training import (
+    LARGEST_SEED,
+    LARGEST_VOCABULARY,
+    LEAST_LINES,
+    LEAST_VOCABULARY,
+    ModelType,
+)
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -27,7 +33,15 @@ def train(
         list[str],
         typer.Option("--input", "-i", metavar="FILE_OR_GLOB", help="Text: .txt or .jsonl, plain or .gz; repeatable."),
     ],
-    vocab_size: Annotated[int, typer.Option("--vocab-size", min=1, help="Pieces, special ones and bytes included.")],
+    vocab_size: Annotated[
+        int,
+        typer.Option(
+            "--vocab-size",
+            min=LEAST_VOCABULARY,
+            max=LARGEST_VOCABULARY,
+            help="Pieces, special ones and bytes included.",
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR_OR_MODEL", help="A .model file, or a folder for one.")
     ],
@@ -36,9 +50,9 @@ def train(
     field: Annotated[str, typer.Option("--field", help="Key of the text in a JSONL line.")] = "text",
     text_unit: Annotated[TextUnit, typer.Option("--text-unit", help="What is one document of a .txt file.")] = "line",
     max_lines: Annotated[
-        int, typer.Option("--max-lines", min=1, help="Lines to train on; of more, a random sample.")
+        int, typer.Option("--max-lines", min=LEAST_LINES, help="Lines to train on; of more, a random sample.")
     ] = 2_000_000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of that sample.")] = 1234,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of that sample.")] = 1234,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing model.")] = False,
 ) -> None:
     """Train a tokenizer with LLaMA's conventions: byte fallback, single digits, text left as it is.

@@ -14,6 +14,13 @@ from llama_scale.errors import DataError
 
 ModelType = Literal["bpe", "unigram"]
 
+LEAST_VOCABULARY = 3 + 256 + 1
+"""Special pieces, bytes, and one that stands for text."""
+LARGEST_VOCABULARY = 2**31 - 1
+LEAST_LINES = 101
+"""SentencePiece takes no smaller sample."""
+LARGEST_SEED = 2**32 - 1
+
 _THREADS = 16
 """Fixed, since Unigram's sums depend on how the text is dealt to threads."""
 _LONGEST_LINE_BYTES = 1 << 16

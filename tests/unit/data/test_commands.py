@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from llama_scale.cli.tokenizer import app as tokenizer_app
 from llama_scale.resources import data_dir
 
 SAMPLE = str(data_dir("configs") / "smoke" / "sample.jsonl.gz")
@@ -48,3 +50,19 @@ def test_faults_are_one_line_and_status_5(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "error: a.jsonl:1: 'text' is 1, and the text must be a string"
     assert call("data", "info", "none", folder=tmp_path).returncode == 5
     assert call("data", "build", folder=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("--vocab-size", "3", "greater than or equal to 260"),
+        ("--vocab-size", str(2**31), "less than or equal to 2147483647"),
+        ("--max-lines", "100", "greater than or equal to 101"),
+        ("--seed", str(2**32), "less than or equal to 4294967295"),
+    ],
+)
+def test_numbers_that_sentencepiece_cannot_take_are_refused(option: str, value: str, rule: str) -> None:
+    words = ["train", "--input", SAMPLE, "--vocab-size", "700", "--output", "never", option, value]
+    done = CliRunner().invoke(tokenizer_app, words)
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}': Input should be {rule}" in done.stderr
