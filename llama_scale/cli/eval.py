@@ -10,7 +10,7 @@ import typer
 from llama_scale.cli.convert_output import need_libraries
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
-from llama_scale.cli.source_options import ModelName, Step, TrustCode
+from llama_scale.cli.source_options import LARGEST_SEED, ModelName, Step, TrustCode
 from llama_scale.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def eval_(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Most examples a task: a subset that --seed fixes. Default: all.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the subset, the bootstrap and sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the subset, the bootstrap and sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences of one forward pass.")] = 8,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the most likely token.")] = 0.0,
     top_p: Annotated[
@@ -72,6 +72,10 @@ def eval_(
 
     if split not in SPLITS:
         raise typer.BadParameter(f"{split!r} is none of {', '.join(SPLITS)}", param_hint="--split")
+    for option, given in (("--task", tasks or []), ("--with", models or [])):
+        twice = sorted({name for name in given if given.count(name) > 1})
+        if twice:
+            raise typer.BadParameter(f"{', '.join(twice)} is given twice; once is enough", param_hint=option)
     from llama_scale.evaluation.answering import Sampling, answering  # lazy: keeps torch out of --help
     from llama_scale.evaluation.source import open_source
     from llama_scale.evaluation.tasks import Protocol, to_data

@@ -10,7 +10,7 @@ import typer
 from llama_scale.cli.convert_output import need_libraries
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
-from llama_scale.cli.source_options import ModelName, Step, TrustCode
+from llama_scale.cli.source_options import LARGEST_SEED, ModelName, Step, TrustCode
 from llama_scale.cli.text_lines import text_lines
 from llama_scale.errors import ConvertError
 
@@ -34,7 +34,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the most likely token.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this sum.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts completed at a time.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print prompts, completions and token ids as JSON.")] = False,
     trust_remote_code: TrustCode = False,

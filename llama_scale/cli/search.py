@@ -29,6 +29,8 @@ TaskName = Annotated[str | None, typer.Option("--task", help="Task of kind seman
 SpecFile = Annotated[Path | None, typer.Option("--spec", help="Spec with the task; default: the run's own.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts of one forward pass.")]
 
+_WIDTH = 80
+
 
 @app.callback()
 def _root() -> None:
@@ -133,5 +135,10 @@ def query(
 
 
 def _listing(query: str, hits: list[Hit]) -> str:
-    lines = [f"{hit.rank:3}  {hit.score:.3f}  {hit.id}  {' '.join(hit.text.split())[:80]}" for hit in hits]
-    return "\n".join([query, *lines])
+    return "\n".join([query, *(_line(hit) for hit in hits)])
+
+
+def _line(hit: Hit) -> str:
+    """Return a hit in 80 columns, or as many as its identifier takes: the text is cut, the identifier is not."""
+    head = f"{hit.rank:3}  {hit.score:.3f}  {hit.id}"
+    return f"{head}  {' '.join(hit.text.split())}"[: max(_WIDTH, len(head))]

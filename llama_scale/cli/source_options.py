@@ -13,6 +13,8 @@ ModelName = Annotated[
     ),
 ]
 Step = Annotated[int | None, typer.Option("--step", min=0, help="Checkpoint of a run; default: the newest.")]
+LARGEST_SEED = 2**32 - 1
+"""Every library's random numbers take seeds up to this."""
 TrustCode = Annotated[
     bool,
     typer.Option(

@@ -124,6 +124,20 @@ def test_eval_says_what_is_wrong(folder, tmp_path):
     assert CliRunner().invoke(eval_app, [str(hf), "--split", "dev"]).exit_code == 2
 
 
+@pytest.mark.parametrize("option", ["--task", "--with"])
+def test_eval_wants_each_task_and_model_once(folder, option):
+    done = CliRunner().invoke(eval_app, [str(folder / "hf"), option, "sum", option, "sum"])
+    assert done.exit_code == 2
+    assert f"Invalid value for {option}: sum is given twice" in done.stderr
+
+
+@pytest.mark.parametrize("app", [eval_app, generate_app])
+def test_seeds_are_those_that_libraries_take(folder, app):
+    done = CliRunner().invoke(app, [str(folder / "hf"), "--seed", str(2**32)])
+    assert done.exit_code == 2
+    assert "Invalid value for '--seed': Input should be less than or equal to 4294967295" in done.stderr
+
+
 def test_a_folder_with_code_of_its_own_needs_consent(folder, tmp_path, monkeypatch):
     import shutil
 
@@ -153,7 +167,9 @@ def test_search_finds_the_document_itself(folder, tmp_path, kind):
     assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
     assert found["hits"][0]["id"] == "d1"
     assert found["hits"][0]["score"] == pytest.approx(1.0, abs=1e-5)
-    assert "  1  1.000  d1  Package number 1" in call(search_app, *query).stdout
+    shown = call(search_app, *query).stdout
+    assert "  1  1.000  d1  Package number 1" in shown
+    assert max(map(len, shown.splitlines()[1:])) <= 80
     fails(search_app, "exists; choose another --out", "index", *command)
 
 
