@@ -46,7 +46,8 @@ def make_axis(low: float, high: float, *, start: float, end: float, count: int =
     """
     if zero:
         low, high = min(0.0, low), max(0.0, high)
-    if not high - low > 1e-9 * max(abs(low), abs(high)):
+    # Below the least normal number there are no round steps; such a difference is no difference.
+    if not high - low > max(1e-9 * max(abs(low), abs(high)), 1e-300):
         spread = abs(high) * 0.1 or 1.0
         low, high = (low, high + spread) if zero else (low - spread, high + spread)
     step = round_step((high - low) / max(1, count))
