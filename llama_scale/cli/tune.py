@@ -59,6 +59,8 @@ def tune(
     wrong = [name for name in keep or () if name not in KEEPABLE]
     if wrong:
         raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(KEEPABLE)}", param_hint="--keep")
+    if most < top:
+        raise typer.BadParameter(f"{most} is fewer than --top {top}, which are launched at least", param_hint="--most")
     if write and overrides:
         raise typer.BadParameter("--write goes into SPEC, which has other values than --set gives; write these first")
     resolved = load_spec(spec, overrides=overrides or ())
@@ -163,4 +165,4 @@ def _table(outcome: Outcome, *, layouts: int, top: int) -> str:
         note = "best" if one is outcome.best else "not launched" if one.trial is None else one.trial.problem[:60]
         launches = str(len(one.trial.seconds)) if one.trial is not None else ""
         made.add_row(str(number), layout_name(one.ranked), measured, f"{one.corrected_s * 1e3:,.1f}", launches, note)
-    return show([made], width=110)
+    return show([made])
