@@ -44,7 +44,7 @@ def plan(
         typer.Option(help="With --search: most tokens/s (the default), fewest device hours, or least memory."),
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="With --search: layouts to show; 10 by default.")] = None,
-    usd_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of one device for an hour.")] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(min=0, max=1e6, help="Price of one device for an hour.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Compare the plans of two specs.")] = False,
     evaluate: Annotated[
         Path | None, typer.Option(metavar="ROWS.csv", help="Predict published measurements; no spec.")
@@ -63,8 +63,10 @@ def plan(
     for option, given in (("--gpus", gpus), ("--objective", objective), ("--top", top)):
         if given is not None and not search:
             raise typer.BadParameter(f"{option} goes with --search; a spec's own layout is set by cluster and parallel")
-    if evaluate is not None and (gpu is not None or hardware_file is not None):
-        raise typer.BadParameter("rows of --evaluate name their own accelerators; leave out --gpu and --hardware")
+    if usd_per_hour is not None and (search or diff or evaluate is not None):
+        raise typer.BadParameter("--usd-per-hour is for the plan of one spec; no other form shows a price")
+    if evaluate is not None and (gpu is not None or hardware_file is not None or overrides):
+        raise typer.BadParameter("rows of --evaluate name model and machine; leave out --set, --gpu and --hardware")
     changes = overrides or ()
     if evaluate is not None:
         from llama_scale.cli.plan_evaluate import run_evaluate  # lazy: only this form

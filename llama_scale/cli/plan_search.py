@@ -14,7 +14,6 @@ from llama_scale.plan.search_space import describe
 from llama_scale.spec.run import RunSpec
 
 _GIB = float(1 << 30)
-_WIDTH = 110
 
 
 def run_search(
@@ -85,9 +84,11 @@ def _tables(fitting: int, layouts: int, shown: tuple[Ranked, ...], *, hardware: 
 
     made = table(
         f"{fitting:,} of {layouts:,} layouts fit {devices:,} x {hardware.name}; degrees are data x tensor x pipeline",
-        "#", "engine", "layout", "micro", "recompute", "tokens/s", "GiB", "why not",
-        left=(1, 2, 4, 7),
+        "#", "engine", "layout", "micro", "recompute", "tokens/s", "GiB",
+        left=(1, 2, 4),
     )  # fmt: skip
+    # A table of its own: beside the layouts the reasons would not fit 80 columns.
+    reasons = table("Why not these, against the first", "#", "why not", left=(1,))
     for number, one in enumerate(shown, start=1):
         made.add_row(
             str(number),
@@ -97,9 +98,10 @@ def _tables(fitting: int, layouts: int, shown: tuple[Ranked, ...], *, hardware: 
             _recompute(one.candidate.recompute),
             f"{one.tokens_per_s:,.0f}",
             f"{one.memory.used / _GIB:.1f}",
-            one.reason or "best",
         )
-    return show([made], width=_WIDTH)
+        if one.reason:
+            reasons.add_row(str(number), one.reason)
+    return show([made, reasons] if reasons.row_count else [made])
 
 
 def layout_name(one: Ranked) -> str:

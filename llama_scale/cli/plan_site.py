@@ -27,7 +27,7 @@ def site_hardware(spec: RunSpec, *, gpu: str | None, file: Path | None) -> Hardw
         names = " | ".join(row.name for row in own)
         raise SpecError(f"{file} has {len(own)} accelerators; choose one with --gpu {names}")
     profile = site_profile(spec.cluster)
-    name = gpu or (own[0].name if own else None) or (profile.gpu if profile else None)
+    name = gpu if gpu is not None else (own[0].name if own else None) or (profile.gpu if profile else None)
     if name is None:
         return None
     table = (*own, *HARDWARE)

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llama_scale.cli.app import app
-from llama_scale.errors import ReportError
+from llama_scale.errors import ReportError, SpecError
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.spec.load import load_spec
 from tests.live_runs import write_spec
@@ -157,6 +157,44 @@ def test_plot_writes_a_drawing_beside_the_answer(tmp_path: Path, form: tuple[str
     assert done.exit_code == 0, done.output
     assert file.read_bytes().startswith(b"<?xml" if suffix == ".svg" else b"\x89PNG")
     assert list(tmp_path.glob(".*tmp")) == []
+
+
+def test_tables_of_a_search_fit_80_columns(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", str(write_spec(tmp_path)), "--search", "--gpu", "h100", "--top", "1000"])
+
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    layouts, _, reasons = done.stdout.partition("Why not these, against the first")
+    assert layouts.count("\n| ") == reasons.count("\n| ") + 1  # the best needs no reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--usd-per-hour", "inf"), "Input should be less than or equal to 1000000"),
+        (("--search", "--usd-per-hour", "2"), "--usd-per-hour is for the plan of one spec"),
+        (("SPEC", "--diff", "--usd-per-hour", "2"), "--usd-per-hour is for the plan of one spec"),
+    ],
+)
+def test_price_is_a_number_that_is_shown(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    spec = str(write_spec(tmp_path))
+
+    done = CliRunner().invoke(app, ["plan", spec, *(spec if word == "SPEC" else word for word in arguments)])
+
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+
+
+def test_rows_of_measurements_take_no_values_of_a_spec(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", "--evaluate", str(tmp_path / "rows.csv"), "--set", "train.steps=1"])
+
+    assert done.exit_code == 2
+    assert "leave out --set, --gpu and --hardware" in " ".join(done.output.split())
+
+
+def test_an_accelerator_without_a_name_is_not_known(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="'' is not a known accelerator; use a100"):
+        call("plan", write_spec(tmp_path), "--gpu", "")
 
 
 def test_plot_refuses_what_it_cannot_draw(tmp_path: Path) -> None:
