@@ -56,10 +56,13 @@ class RowReader:
         cell = self.text(name)
         match = _NUMBER.fullmatch(cell.replace(",", "").replace("_", "").replace(" ", ""))
         try:
-            value = round(float(match[1]) * _TIMES[match[2].lower()]) if match else 0
+            exact = float(match[1]) * _TIMES[match[2].lower()] if match else 0.0
+            value = round(exact)
         except (ValueError, OverflowError):
-            value = 0
+            exact, value = 0.0, 0
         if 1 <= value <= largest:
+            if value != exact:
+                self.notes.append(f"{name}={cell!r} is no whole number; taken as {value}")
             return value
         self.notes.append(f"{name}={cell!r} taken as {default}")
         return max(1, default)

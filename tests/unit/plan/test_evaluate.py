@@ -161,6 +161,7 @@ def test_json_has_the_same_columns(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"cp": "4", "seq_len": "1048576"}, None),
         ({"moe_n_experts": "8", "moe_topk": "", "moe_ffn_hidden": ""}, "moe_topk='' taken as 2"),
         ({"hidden": "5120.0", "n_heads": "41"}, None),
+        ({"n_layers": "31.5"}, "n_layers='31.5' is no whole number; taken as 32"),
     ],
 )
 def test_unusual_cells_are_read_or_noted(changes: dict[str, str], note: str | None) -> None:
