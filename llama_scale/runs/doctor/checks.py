@@ -173,9 +173,12 @@ def _data(needs: Needs, answers: Answers, own: Answer) -> Iterator[Finding]:
                 what = f"{theirs[0]} bytes there, {ours[0]} here" if theirs[0] != ours[0] else "other content there"
                 wrong.append(f"{path}: {what}")
         if wrong:
-            yield _failed("data", host, "; ".join(wrong), "copy the data, or mount it under the same path")
+            remedy = "copy the data, or mount it under the same path"
+            if answer is own:
+                remedy = "make it with `llama-scale data build`, or mend data.blend"
+            yield _failed("data", host, "; ".join(wrong), remedy)
         elif needs.files:
-            yield _ok("data", host, f"{len(needs.files)} data files, same size and digest")
+            yield _ok("data", host, f"{len(needs.files)} data files{'' if answer is own else ', same size and digest'}")
 
 
 def _room(needs: Needs, answers: Answers, own: Answer) -> Iterator[Finding]:
@@ -187,6 +190,8 @@ def _room(needs: Needs, answers: Answers, own: Answer) -> Iterator[Finding]:
             yield _failed("disk", host, message, "free space, keep fewer (checkpoint.keep_last), or use --runs-dir")
         elif isinstance(disk, int):
             yield _ok("disk", host, f"{_gib(disk)} free, {_gib(needs.disk_bytes)} needed")
+        elif disk is not None:
+            yield _failed("disk", host, f"the runs folder cannot be made there: {disk}", "choose one with --runs-dir")
         if isinstance(memory, int) and memory < needs.memory_bytes:
             message = (
                 f"{_gib(memory)} of memory are free, and its {needs.devices} processes need {_gib(needs.memory_bytes)}"

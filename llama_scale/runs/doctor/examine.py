@@ -39,10 +39,9 @@ def examine(needs: Needs, *, runs_dir: Path, timeout_s: float) -> tuple[list[Fin
     """
     runs_dir = runs_dir.absolute()
     if not needs.hosts:
-        question = Question(runs_dir=str(runs_dir), port=needs.port, device=needs.device)
+        question = Question(runs_dir=str(runs_dir), files=needs.files, port=needs.port, device=needs.device)
         own = ask_here(question)
-        here = replace(needs, files=())
-        return check_answers(here, {HERE: own}, own=own), {HERE: own}
+        return check_answers(needs, {HERE: own}, own=own), {HERE: own}
     token = secrets.token_hex(8)
     mark = runs_dir / f".doctor-{token}"
     try:

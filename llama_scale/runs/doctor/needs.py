@@ -14,6 +14,7 @@ def needs_of(spec: RunSpec, plan: RunPlan) -> Needs:
     """Return what a run needs; hosts that a scheduler will choose are not known, so this machine stands for them."""
     launcher = spec.launcher
     hosts: tuple[str, ...] = getattr(launcher, "hosts", ())
+    here = spec.cluster.nodes == 1 and launcher.kind in ("local", "mpi", "deepspeed")
     notes: tuple[str, ...] = ()
     if not hosts and spec.cluster.nodes > 1:
         notes = (f"the {launcher.kind} launcher chooses the hosts: this machine alone is examined",)
@@ -24,7 +25,7 @@ def needs_of(spec: RunSpec, plan: RunPlan) -> Needs:
         device=spec.cluster.device,
         ssh_port=getattr(launcher, "ssh_port", None),
         port=getattr(launcher, "master_port", None) or 0,
-        files=_data_files(spec),
+        files=_data_files(spec) if hosts or here else (),
         disk_bytes=checkpoint_bytes(spec, plan) * (spec.checkpoint.keep_last + 1 + spec.checkpoint.keep_best),
         memory_bytes=memory if spec.cluster.device == "cpu" and (hosts or spec.cluster.nodes == 1) else 0.0,
         world=spec.cluster.world_size,

@@ -22,6 +22,15 @@ def test_links_of_this_machine_are_timed(tmp_path: Path) -> None:
     assert done.stderr == "1 host examined, all is well\n"
 
 
+def test_missing_data_and_a_place_without_room_for_runs_are_named(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    done = run_cli("doctor", spec, "--quick", "--set", "data.blend=[{path: nope}]", "--runs-dir", "/proc/runs")
+    assert done.returncode == 5
+    assert "nope.idx: No such file or directory" in done.stdout and "`llama-scale data build`" in done.stdout
+    assert "the runs folder cannot be made there: /proc is on no disk" in done.stdout
+    assert "error: 2 checks failed: this machine (data), this machine (disk)" in done.stderr
+
+
 def test_failed_check_is_exit_5_and_keeps_a_launch_from_starting(tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
     huge = ("--set", "checkpoint.keep_last=1000000000", "--runs-dir", tmp_path / "runs")
