@@ -157,6 +157,7 @@ class TaskDescriptor:
         unmixable: Why it does not go with the section ``mixture`` at all; None: it does (a head of its own goes with
             ``objective: per_task`` only).
         sample: A few rows such as its files hold, for `plugins check` where no files are named.
+        sample_options: Options that `plugins check` takes where it is given none, for those that have no default.
         api_version: Version of this interface it was written for.
     """
 
@@ -169,6 +170,7 @@ class TaskDescriptor:
     files: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
     unmixable: str | None = None
     sample: tuple[Mapping[str, Any], ...] = ()
+    sample_options: Mapping[str, Any] = field(default_factory=dict)
     api_version: int = API_VERSION
 
 
@@ -202,6 +204,7 @@ class LauncherDescriptor:
         options: Model of the section's other keys.
         implementation: ``package.module:Class`` of a ``launchers.base.Launcher``; ``validate`` does not import it.
         summary: One line for ``plugins list``.
+        sample_options: See ``TaskDescriptor``.
         api_version: Version of this interface it was written for.
     """
 
@@ -209,4 +212,5 @@ class LauncherDescriptor:
     options: type[Section]
     implementation: str
     summary: str
+    sample_options: Mapping[str, Any] = field(default_factory=dict)
     api_version: int = API_VERSION

@@ -20,6 +20,7 @@ SSH = LauncherDescriptor(
     options=SshLauncher,
     implementation="llama_scale.launchers.ssh:SshLauncher",
     summary="several hosts over plain ssh, with a lease",
+    sample_options={"hosts": ["node1"]},
 )
 DEEPSPEED = LauncherDescriptor(
     name="deepspeed",
@@ -44,4 +45,5 @@ KUBERNETES = LauncherDescriptor(
     options=KubernetesLauncher,
     implementation="llama_scale.launchers.kubernetes:KubernetesLauncher",
     summary="a job of a Kubernetes cluster",
+    sample_options={"image": "registry.example/llama-scale:1", "claim": "runs"},
 )

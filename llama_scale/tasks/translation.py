@@ -83,4 +83,5 @@ DESCRIPTOR = TaskDescriptor(
     summary="Translation by a prompt; BLEU and chrF.",
     files=TranslationOptions.files,
     sample=TRANSLATIONS,
+    sample_options={"languages": {"source": "en", "target": "de"}},
 )

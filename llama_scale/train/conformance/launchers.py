@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def check(report: Report, request: CheckRequest, folder: Path) -> None:
     """Make all checks of one launcher."""
     del folder
     descriptor = discover.launcher(request.name)
+    request = replace(request, options=request.options or descriptor.sample_options)
     report.check("light descriptor", partial(light.descriptor_is_light, request))
     launcher = report.check("implementation", partial(_load, descriptor))
     if launcher is not None:

@@ -59,7 +59,8 @@ def check(report: Report, request: CheckRequest, folder: Path) -> None:
 
 
 def with_sample(request: CheckRequest, descriptor: TaskDescriptor, folder: Path) -> CheckRequest:
-    """Let options without files name one with the descriptor's sample rows."""
+    """Let options that are not given be the descriptor's own, and those without files name one with its sample rows."""
+    request = replace(request, options=request.options or descriptor.sample_options)
     reads_files = issubclass(descriptor.options, FileTaskOptions)
     if not reads_files or "data" in request.options or not descriptor.sample:
         return request
