@@ -97,8 +97,7 @@ def _known(option: str, value: str, choices: tuple[str, ...] | list[str]) -> Non
 
 def _models_table() -> str:
     rows = [
-        (name, f"{preset.parameters / 1e9:.2f}B", preset.title, f"huggingface.co/{preset.repository}")
-        for name, preset in PRESETS.items()
+        (name, f"{preset.parameters / 1e9:.2f}B", preset.title, preset.repository) for name, preset in PRESETS.items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llama_scale.cli.columns import columns
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.plugins_check import check
 from llama_scale.cli.plugins_new import new
@@ -24,11 +25,11 @@ def _root() -> None:
     """Adapters, tasks, gates and launchers that installed distributions bring."""
 
 
-app.command("check")(check)
-app.command("new")(new)
+app.command("check", short_help="Run the conformance suite on a plugin.")(check)
+app.command("new", short_help="Write a new plugin to start from.")(new)
 
 
-@app.command("list")
+@app.command("list", short_help="List all plugins.")
 def list_command(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plugins as JSON.")] = False,
@@ -48,10 +49,7 @@ def list_command(
 
 
 def _write_table(found: Sequence[Listed]) -> None:
-    rows = [_HEAD, *(_row(plugin) for plugin in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for row in rows:
-        emit("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    emit(columns([_HEAD, *(_row(plugin) for plugin in found)]))
     for plugin in found:
         if plugin.state == "broken":
             say(f"broken: {plugin.reason}" if plugin.name else f"broken: {plugin.distribution}: {plugin.reason}")

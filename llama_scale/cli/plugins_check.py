@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llama_scale.cli.columns import columns
 from llama_scale.cli.output import emit, emit_json
 from llama_scale.errors import PluginError
 from llama_scale.extensions.conformance import Check, CheckRequest, passed, run_suite
@@ -102,6 +103,4 @@ def _options(text: str | None) -> dict[str, Any]:
 
 
 def _write(checks: Sequence[Check]) -> None:
-    width = max(len(made.name) for made in checks)
-    for made in checks:
-        emit(f"{_MARKS[made.status]:<6}  {made.name.ljust(width)}  {made.detail}".rstrip())
+    emit(columns([(_MARKS[made.status], made.name, made.detail) for made in checks]))

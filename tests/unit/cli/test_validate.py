@@ -205,6 +205,7 @@ def test_init_takes_a_hugging_face_folder_and_refuses_what_it_does_not_know(tmp_
 
 def test_init_lists_every_preset_and_schema_prints_json() -> None:
     listing = CliRunner().invoke(app, ["init", "--list-models"]).stdout
+    assert max(map(len, listing.splitlines())) <= 80
     assert all(name in listing for name in PRESETS)
     assert json.loads(CliRunner().invoke(app, ["schema"]).stdout)["$schema"].endswith("2020-12/schema")
 
