@@ -34,6 +34,7 @@ _NETWORK = ("NCCL_", "UCX_", "GLOO_", "FI_", "CUDA_")
 
 _REASONS: Mapping[str, str] = {
     "model.init_from": "drawn from the seed",
+    "model.init_std": "narrow layers act as strongly as wide ones do, or a fault of one hardly shows",
     "model.vocab_size": "divided by its padding, or not, as before",
     "train.timeout_s": "a collective that hangs is told soon",
     "restart.max": "the simulation resumes by itself",
@@ -177,6 +178,7 @@ class _Shrinking:
         new |= sizes.widths(old, tensor=self.spec["parallel"]["tensor"], width=self.width)
         new["num_layers"] = self.layers
         new["init_from"] = None
+        new["init_std"] = max(old["init_std"], round(new["hidden_size"] ** -0.5, 4))
         new["vocab_size"], new["vocab_pad_multiple"] = sizes.vocabulary(
             old["vocab_size"],
             pad=old["vocab_pad_multiple"],
