@@ -12,7 +12,7 @@ import typer
 
 from llama_scale.cli.output import emit, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunName, RunsDir
-from llama_scale.errors import LaunchError
+from llama_scale.errors import LaunchError, SpecError
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.find import find_run
 from llama_scale.runs.folder import RunFolder
@@ -79,9 +79,24 @@ def _log_file(run: RunFolder, rank: str) -> Path:
         return run.agent_log
     if rank == "supervisor":
         return run.supervisor_log
-    world = RunPlan.from_json(run.plan.read_text(encoding="utf-8")).topology.world_size
-    if not rank.isdecimal() or (int(rank) >= world and not run.rank_log(int(rank)).exists()):
+    if rank.isdecimal() and run.rank_log(int(rank)).exists():
+        return run.rank_log(int(rank))
+    world = _world(run)
+    if not rank.isdecimal() or int(rank) >= world:
         raise LaunchError(
             f"--rank {rank}: the run has ranks 0 to {world - 1}; agent and supervisor name the processes above them"
         )
     return rank_log_path(run, int(rank))
+
+
+def _world(run: RunFolder) -> int:
+    """Return how many ranks a run has.
+
+    Raises:
+        LaunchError: Its plan cannot be read.
+    """
+    try:
+        return RunPlan.from_json(run.plan.read_text(encoding="utf-8")).topology.world_size
+    except (OSError, UnicodeDecodeError, SpecError) as error:
+        why = str(error).splitlines()[0].partition(";")[0]
+        raise LaunchError(f"{run.plan} is damaged ({why}); the logs themselves are in {run.logs}") from None

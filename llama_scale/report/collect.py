@@ -85,7 +85,8 @@ def collect(run: RunFolder, *, name: str, hardware_of: Callable[[RunSpec], Hardw
         plan = RunPlan.from_json(run.plan.read_text(encoding="utf-8"))
         spec_text = run.spec.read_text(encoding="utf-8", errors="replace")
     except (OSError, UnicodeDecodeError, LlamaScaleError) as error:
-        raise ReportError(f"{run.path} cannot be reported: {run.plan.name} is damaged ({str(error)[:200]})") from None
+        why = str(error).splitlines()[0].partition(";")[0]
+        raise ReportError(f"{run.path} cannot be reported: {run.plan.name} is damaged ({why})") from None
     spec, problem = _spec(run)
     hardware = None if spec is None else hardware_of(spec)
     predicted = None if spec is None or hardware is None else estimate(spec, plan, hardware=hardware)

@@ -110,6 +110,17 @@ def test_logs_of_a_rank_that_the_run_does_not_have(run: RunFolder, rank: str) ->
         call("logs", run.path, f"--rank={rank}")
 
 
+def test_logs_do_not_need_the_plan_of_a_run(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    run.rank_log(0).write_text("one\n")
+    run.plan.write_text("{}")
+
+    assert call("logs", run.path) == 0
+    assert capsys.readouterr().out == "one\n"
+    with pytest.raises(LaunchError, match=r"plan\.json is damaged \(name: not a plan.*; the logs themselves are in") as e:
+        call("logs", run.path, "--rank", "7")
+    assert "\n" not in str(e.value)
+
+
 def test_stop_of_a_run_that_has_ended_says_so(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("stop", run.path) == 0
     assert "is not running: succeeded: all steps are done" in capsys.readouterr().err
