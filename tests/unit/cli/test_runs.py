@@ -116,9 +116,9 @@ def test_logs_do_not_need_the_plan_of_a_run(run: RunFolder, capsys: pytest.Captu
 
     assert call("logs", run.path) == 0
     assert capsys.readouterr().out == "one\n"
-    with pytest.raises(LaunchError, match=r"plan\.json is damaged \(name: not a plan.*; the logs themselves are in") as e:
+    with pytest.raises(LaunchError, match=r"plan\.json is damaged \(name: not a plan.*; the logs themselves") as raised:
         call("logs", run.path, "--rank", "7")
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_stop_of_a_run_that_has_ended_says_so(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
