@@ -61,6 +61,8 @@ def build(
 ) -> None:
     """Write PREFIX.bin and PREFIX.idx in Megatron-Core's format, and PREFIX.json with counts and digests.
 
+    Example: `llama-scale data build --input 'text/*.jsonl.gz' --tokenizer tok --output corpus`.
+
     The files appear only when they are complete. Prints the record PREFIX.json.
     """
     from llama_scale.data.build import build_token_files
@@ -92,6 +94,8 @@ def info(
 ) -> None:
     """Show documents, tokens and the unigram entropy of a token file.
 
+    Example: `llama-scale data info corpus --verify`.
+
     The unigram entropy is the loss of the best model without context, in nats a token; training must get below it.
     """
     from llama_scale.data.statistics import token_statistics, verify_digests
@@ -116,6 +120,8 @@ def debian(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write the English descriptions of Debian's packages, fetched by apt (no root needed), as JSONL.
+
+    Example: `llama-scale data corpus debian --output debian.jsonl.gz`.
 
     Each description is under its package's licence: use the file, but do not pass it on as one work.
     """

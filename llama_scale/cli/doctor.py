@@ -34,6 +34,8 @@ def doctor(
 ) -> None:
     """Ask every host at once what could keep the run from working, and name the culprit and the remedy.
 
+    Example: `llama-scale doctor run.yaml --quick`.
+
     Reachable, same packages, GPUs, network, port, clock, shared folder, data, disk, memory; then a timed rendezvous and
     an all-reduce between pairs of hosts.
 

@@ -42,6 +42,8 @@ def generate(
 ) -> None:
     """Complete prompts with a run's newest checkpoint, with a checkpoint, or with a Hugging Face folder.
 
+    Example: `llama-scale generate RUN --prompt "To open the" --max-new-tokens 20`.
+
     Exit status 5: there is no such model or adapter; 6: its folder holds no model or no tokenizer.
     """
     need_libraries("generate")

@@ -48,6 +48,8 @@ def init(
 ) -> None:
     """Write a commented spec for a model, a cluster profile and a launcher; it validates as it is.
 
+    Example: `llama-scale init --model llama-3.1-8b --profile dgx-h100 --search -o run.yaml`.
+
     Exit status 2: an unknown model, profile or launcher; 3: a folder that is no LLaMA's, or a file that exists.
     """
     if list_models:

@@ -38,7 +38,10 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Last lines to print; 0 prints all.")] = 0,
 ) -> None:
-    """Print the log of one rank (rank 0 by default), or follow it until the run ends."""
+    """Print the log of one rank (rank 0 by default), or follow it until the run ends.
+
+    Example: `llama-scale logs first --rank 3 --lines 20 --follow`.
+    """
     folder = find_run(run, root=runs_dir)
     path = _log_file(folder, rank)
     if not path.exists() and (command := _schedulers_log(folder, rank, follow=follow)):

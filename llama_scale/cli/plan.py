@@ -56,6 +56,8 @@ def plan(
 ) -> None:
     """Show who computes what, memory, step time and cost; search for the best layout; no torch, no GPU needed.
 
+    Example: `llama-scale plan run.yaml --search --gpus 64 --gpu h100 --top 5`.
+
     Exit status 3: the spec has errors; all of them are named on stderr.
     """
     names = list(specs or ())

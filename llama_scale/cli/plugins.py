@@ -36,6 +36,8 @@ def list_command(
 ) -> None:
     """List all plugins, built-in ones first-class among them; a broken one is listed with the reason.
 
+    Example: `llama-scale plugins list --json`.
+
     The exit status is 4 if two distributions bring the same name: no spec can use it until one is uninstalled.
     """
     found = list_plugins()

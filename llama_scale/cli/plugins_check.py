@@ -46,6 +46,8 @@ def check(
 ) -> None:
     """Run the conformance suite on a plugin; the exit status is 4 if a check fails.
 
+    Example: `llama-scale plugins check lora --options '{rank: 4, targets: [q_proj]}'`.
+
     An adapter is trained on tiny models: identity at initialisation, gradients only where declared, the same losses,
     gradient norms and weights under tensor, sequence and pipeline parallelism as in one process, saving and resuming,
     merging, export. A task needs sample rows, from its descriptor or from files that --options names.

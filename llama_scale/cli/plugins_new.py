@@ -28,7 +28,10 @@ def new(
         Path | None, typer.Option("--out", metavar="DIR", help="New folder; default: llama-scale-NAME.")
     ] = None,
 ) -> None:
-    """Write a new plugin: a distribution with entry point, a working example to change, and tests."""
+    """Write a new plugin: a distribution with entry point, a working example to change, and tests.
+
+    Example: `llama-scale plugins new gain --kind adapter`.
+    """
     folder = scaffold(name, kind.value, out, installed=catalogue())
     emit(str(folder))
     say(f"next: pip install -e '{folder}[test]', llama-scale plugins check {name}, pytest {folder}")

@@ -40,6 +40,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: loss, throughput, step time and memory against the plan, restarts.
 
+    Example: `llama-scale report first second --output both.html`.
+
     The page's path is printed. Exit status 5: a run is not found or cannot be read, or the page cannot be written.
     """
     from llama_scale.report.collect import collect  # lazy: --help draws nothing

@@ -56,6 +56,8 @@ def resume(
 ) -> None:
     """Go on from the newest complete checkpoint of a run, in the same run folder.
 
+    Example: `llama-scale resume first --set parallel.tensor=1 --plan`.
+
     Exit status: 0 done, 3 the changed spec has errors, 5 the run cannot be resumed or failed, 75 stopped after saving
     a checkpoint.
     """

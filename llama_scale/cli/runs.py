@@ -22,7 +22,10 @@ def runs(
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
 ) -> None:
-    """List the runs of a folder, oldest first."""
+    """List the runs of a folder, oldest first.
+
+    Example: `llama-scale runs --runs-dir /shared/runs`.
+    """
     found = [look(run).to_dict() for run in list_runs(runs_dir)]
     if as_json:
         emit_json(found)

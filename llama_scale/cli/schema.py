@@ -19,6 +19,8 @@ def schema(
 ) -> None:
     """Print the JSON Schema (draft 2020-12) of the spec: what `validate` accepts section by section.
 
+    Example: `llama-scale schema > spec.schema.json`.
+
     It has the options of all installed adapters, tasks and gates; a plugin that is broken is left out. Rules between
     sections (degrees that must divide, batch arithmetic, world size) are beyond it: run `validate`.
     """

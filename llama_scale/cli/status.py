@@ -27,7 +27,10 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print the status as JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Print it again when it changes, until the run ends.")] = False,
 ) -> None:
-    """Show how a run is doing: state, step, loss, newest checkpoint, and the first failure if it failed."""
+    """Show how a run is doing: state, step, loss, newest checkpoint, and the first failure if it failed.
+
+    Example: `llama-scale status first --watch`.
+    """
     folder = find_run(run, root=runs_dir)
     shown = ""
     while True:

@@ -34,6 +34,8 @@ def stop(
 ) -> None:
     """Stop a run after the step it is in, with a checkpoint, and wait until all its processes have ended.
 
+    Example: `llama-scale stop first --timeout 600`.
+
     Exit status: 0 stopped (or not running in the first place), 5 it failed meanwhile or --timeout was reached.
     """
     folder = find_run(run, root=runs_dir)

@@ -57,6 +57,8 @@ def train(
 ) -> None:
     """Train a tokenizer with LLaMA's conventions: byte fallback, single digits, text left as it is.
 
+    Example: `llama-scale tokenizer train --input 'text/*.jsonl.gz' --vocab-size 32000 --output tok`.
+
     Ids 0, 1, 2 are unk, bos, eos; there is no pad. The same text gives the same model. Prints the model's path.
     """
     from llama_scale.data.sentencepiece_training import train_sentencepiece

@@ -51,6 +51,8 @@ def tune(
 ) -> None:
     """Launch the best predicted layouts for a few steps each, correct the predictions, and pick the fastest.
 
+    Example: `llama-scale tune run.yaml --keep batch --write`.
+
     Measurements are kept and used again. Exit status 3: the spec has errors or no layout fits; 5: none could be run.
     """
     from llama_scale.cli.tune_progress import open_progress  # lazy: rich

@@ -23,6 +23,8 @@ def validate(
 ) -> None:
     """Check specs without torch: every error at once, with file:line:column and what to do.
 
+    Example: `llama-scale validate run.yaml 'configs/**/*.yaml' --set train.steps=10`.
+
     Exit status 3: a spec has errors, or a name or glob matches no file.
     """
     status = run_checks(specs, overrides=overrides or (), output=output)
