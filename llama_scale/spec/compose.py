@@ -26,7 +26,10 @@ _MERGE = "<<"
 
 
 class ComposeError(Exception):
-    """Carry the one problem that stops reading; ``load`` adds the file's name."""
+    """Carry the problems that keep text from being a document; ``load`` adds the file's name.
+
+    Faulty scalars and keys that occur twice come all at once, with what stops reading, if anything does.
+    """
 
     def __init__(self, message: str, *, mark: Mark | None, hint: str = "", code: str = "yaml") -> None:
         super().__init__(message)
@@ -38,6 +41,12 @@ class ComposeError(Exception):
             line=mark.line if mark else None,
             column=mark.column if mark else None,
         )
+        self.earlier: tuple[Problem, ...] = ()
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """All problems, in the order of the text."""
+        return (*self.earlier, self.problem)
 
 
 @dataclass(slots=True)
@@ -57,10 +66,13 @@ def compose(text: str) -> Node | None:
         ComposeError: text that is not YAML, several documents, a duplicate or non-text key, an unknown alias or tag, a
             bound exceeded.
     """
+    composer = _Composer()
     try:
-        return _Composer().run(yaml.parse(text, Loader=yaml.SafeLoader))
+        root = composer.run(yaml.parse(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
-        raise _syntax_error(error) from error
+        syntax = _syntax_error(error)
+        syntax.earlier = tuple(fault.problem for fault in composer.faults)
+        raise syntax from error
     except yaml.reader.ReaderError as error:
         place = _place(text, error.position)
         raise ComposeError(
@@ -68,6 +80,11 @@ def compose(text: str) -> Node | None:
             mark=place,
             hint="remove it; inside double quotes it can be written as an escape",
         ) from error
+    if composer.faults:
+        *earlier, last = composer.faults
+        last.earlier = tuple(fault.problem for fault in earlier)
+        raise last
+    return root
 
 
 def _code_point(character: Any) -> int:
@@ -103,18 +120,29 @@ class _Composer:
         self.anchors: dict[str, Node] = {}
         self.stack: list[_Open] = []
         self.root: Node | None = None
+        self.faults: list[ComposeError] = []
+        """What is wrong, but does not keep the rest from being read."""
 
     def run(self, events: Iterator[Any]) -> Node | None:
         try:
             return self._run(events)
         except ComposeError as error:
-            path = tuple(
-                len(entry.node.items) if isinstance(entry.node, SequenceNode) else entry.key[0] if entry.key else ""
-                for entry in self.stack
-                if isinstance(entry.node, SequenceNode) or entry.key
-            )
-            error.problem = replace(error.problem, path=path)
+            self._locate(error)
+            error.earlier = tuple(fault.problem for fault in self.faults)
             raise
+
+    def _locate(self, error: ComposeError) -> None:
+        path = tuple(
+            len(entry.node.items) if isinstance(entry.node, SequenceNode) else entry.key[0] if entry.key else ""
+            for entry in self.stack
+            if isinstance(entry.node, SequenceNode) or entry.key
+        )
+        error.problem = replace(error.problem, path=path)
+
+    def _keep(self, error: ComposeError) -> None:
+        """Note a fault and read on: the document is refused at its end."""
+        self._locate(error)
+        self.faults.append(error)
 
     def _run(self, events: Iterator[Any]) -> Node | None:
         documents = 0
@@ -174,11 +202,19 @@ class _Composer:
         )
 
     def _scalar(self, event: yaml.ScalarEvent, mark: Mark) -> None:
-        value = _scalar_value(event, mark)
+        value: Scalar = event.value
+        try:
+            value = _scalar_value(event, mark)
+        except ComposeError as error:
+            self._keep(error)
         node = ScalarNode(value=value, mark=mark, weight=8 + len(event.value))
         top = self.stack[-1] if self.stack else None
         if top and isinstance(top.node, MappingNode) and top.key is None:
-            _set_key(top, top.node, value, event, mark)
+            try:
+                _set_key(top, top.node, value, event, mark)
+            except ComposeError as error:
+                self._keep(error)
+                top.key = (event.value, mark)
             return
         if event.anchor:
             self.anchors[event.anchor] = node

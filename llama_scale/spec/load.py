@@ -94,7 +94,7 @@ def check_text(
     try:
         root = compose(text)
     except ComposeError as error:
-        return Loaded(spec=None, problems=(replace(error.problem, file=name),))
+        return Loaded(spec=None, problems=tuple(replace(problem, file=name) for problem in error.problems))
     if not isinstance(root, MappingNode):
         return Loaded(spec=None, problems=(_not_a_mapping(name, root),))
     if folder is None:

@@ -235,3 +235,13 @@ def test_check_file_returns_what_load_spec_raises(tmp_path: Path) -> None:
         load_spec(path, env=ENV)
     assert caught.value.problems == check_file(path, env=ENV).problems
     assert caught.value.exit_code == 3
+
+
+def test_faults_of_the_text_itself_come_all_at_once() -> None:
+    loaded = check_text("a: .inf\nb: !x 1\na: 2\n3: c\nd: .nan\ne: [", name="x.yaml")
+
+    assert [(p.line, p.column) for p in loaded.problems[:5]] == [(1, 4), (2, 4), (3, 1), (4, 1), (5, 4)]
+    assert [p.dotted for p in loaded.problems[:5]] == ["a", "b", "", "", "d"]
+    assert "not valid YAML" in loaded.problems[5].message
+    assert len(loaded.problems) == 6
+    assert len(check_text("a: .inf\na: 2\n", name="x.yaml").problems) == 2
