@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -14,8 +15,16 @@ def emit(text: str) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """Write a value as JSON to stdout."""
-    emit(json.dumps(value, indent=2, ensure_ascii=False))
+    """Write a value as JSON to stdout; JSON has no NaN and no infinity, so that these are null (a loss of NaN)."""
+    emit(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def say(text: str) -> None:
