@@ -232,7 +232,7 @@ def parse_hardware(text: str, *, file: str) -> tuple[Hardware, ...]:
                 for item in error.errors()
             ]
         ) from None
-    problems = list(_pattern_problems(rows, file=file))
+    problems = [*_pattern_problems(rows, file=file), *_name_problems(rows, file=file)]
     if problems:
         raise SpecError(problems)
     return tuple(rows)
@@ -245,6 +245,20 @@ def _hint(loc: tuple[int | str, ...], *, kind: str) -> str:
         return f"known fields: {', '.join(Hardware.model_fields)}"
     field = Hardware.model_fields.get(str(loc[-1]))
     return (field.description or "") if field else ""
+
+
+def _name_problems(rows: list[Hardware], *, file: str) -> list[Problem]:
+    names = [row.name for row in rows]
+    return [
+        Problem(
+            path=(index, "name"),
+            message=f"{name!r} is the name of [{names.index(name)}] already",
+            hint="give each its own name",
+            file=file,
+        )
+        for index, name in enumerate(names)
+        if name in names[:index]
+    ]
 
 
 def _pattern_problems(rows: list[Hardware], *, file: str) -> list[Problem]:

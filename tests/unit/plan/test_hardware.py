@@ -64,6 +64,7 @@ def test_own_hardware_is_read_from_yaml() -> None:
         (_OWN.replace("memory_gb", "memory_gib"), r"\[0\]\.memory_gib: Extra inputs .*; known fields: name, "),
         (_OWN.replace("100", "-1"), r"\[0\]\.bf16_tflops: .*greater than 0 \(got -1\); Dense bf16 matrix peak"),
         (_OWN.replace("My Chip .*", "("), r"\[0\]\.device_pattern: device_pattern='\(' is no regular expression"),
+        (_OWN + _OWN, r"\[1\]\.name: 'mine' is the name of \[0\] already; give each its own name"),
     ],
 )
 def test_bad_hardware_files_are_refused_with_place_and_rule(text: str, message: str) -> None:
