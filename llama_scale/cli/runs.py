@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from llama_scale.cli.columns import columns
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
 from llama_scale.runs.find import list_runs
@@ -13,7 +14,7 @@ from llama_scale.runs.view import look
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
-_HEAD = ("RUN", "STATE", "STEP", "LOSS", "UPDATED")
+_HEAD = ("RUN", "STATE", "STEP", "LOSS", "UPDATED UTC")
 
 
 @app.command()
@@ -33,10 +34,7 @@ def runs(
     if not found:
         say(f"no runs in {runs_dir}")
         return
-    rows = [_HEAD, *(_row(run) for run in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for row in rows:
-        emit("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    emit(columns([_HEAD, *(_row(run) for run in found)]))
 
 
 def _row(run: dict[str, object]) -> tuple[str, ...]:
@@ -46,5 +44,14 @@ def _row(run: dict[str, object]) -> tuple[str, ...]:
         str(run["state"]),
         f"{run['step']}/{run.get('steps') or '?'}",
         f"{loss:.4f}" if isinstance(loss, float) else "-",
-        str(run.get("updated_utc", "-")),
+        _minute(str(run.get("updated_utc", "-"))),
     )
+
+
+def _minute(time: str) -> str:
+    """Return a time of a status without year and seconds, which names of runs have.
+
+    >>> _minute("2026-11-30T15:02:25+00:00")
+    '11-30 15:02'
+    """
+    return f"{time[5:10]} {time[11:16]}" if len(time) > 16 else time

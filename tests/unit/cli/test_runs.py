@@ -43,12 +43,21 @@ def _end(run: RunFolder, **values: object) -> None:
 def test_runs_lists_state_step_and_loss(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     call("runs", "--runs-dir", run.path.parent)
     head, row = capsys.readouterr().out.splitlines()
-    assert head.split() == ["RUN", "STATE", "STEP", "LOSS", "UPDATED"]
+    assert head.split() == ["RUN", "STATE", "STEP", "LOSS", "UPDATED", "UTC"]
     assert row.split() == [run.name, "succeeded", "2/4", "1.2500", "t1"]
 
     call("runs", "--runs-dir", run.path.parent, "--json")
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["name"], found["path"], found["state"]) == (run.name, str(run.path), "succeeded")
+
+
+def test_runs_fit_80_columns(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    _end(run, state="succeeded", updated_utc="2026-11-30T15:02:25+00:00")
+    run.path.rename(run.path.with_name("four-tasks-tiny-20261130T151007Z-896e"))
+    call("runs", "--runs-dir", run.path.parent)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("11-30 15:02")
+    assert max(map(len, lines)) <= 80
 
 
 def test_runs_of_no_folder_is_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
