@@ -28,7 +28,8 @@ def doctor(
     runs_dir: RunsDir = DEFAULT_RUNS,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out the rendezvous and the links.")] = False,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", min=1, help="Time in which each host has to answer.")
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=1, max=3600, help="Time in which each host has to answer."),
     ] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:

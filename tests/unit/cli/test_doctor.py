@@ -47,3 +47,9 @@ def test_failed_check_is_exit_5_and_keeps_a_launch_from_starting(tmp_path: Path)
 
 def test_changes_need_a_spec() -> None:
     assert run_cli("doctor", "--set", "a=1").returncode == 2
+
+
+def test_hosts_are_waited_for_an_hour_at_most() -> None:
+    done = run_cli("doctor", "--timeout", "inf")
+    assert done.returncode == 2
+    assert "Input should be less than or equal to 3600" in done.stderr
