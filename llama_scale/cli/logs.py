@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -49,7 +50,7 @@ def logs(
     # What is read now is printed through the follower, so that no line falls between two readings.
     follower = Follower(path)
     first = follower.lines()
-    for line in deque(first, maxlen=lines) if lines else first:
+    for line in deque(first, maxlen=min(lines, sys.maxsize)) if lines else first:
         _print(line)
     if not follow:
         if not path.exists():

@@ -104,6 +104,8 @@ def test_logs_print_the_last_lines_of_a_rank(run: RunFolder, capsys: pytest.Capt
     run.rank_log(1).write_bytes(b"one\ntwo\nthree \xff\n")
     call("logs", run.path, "--rank", "1", "--lines", "2")
     assert capsys.readouterr().out == "two\nthree \ufffd\n"
+    call("logs", run.path, "--rank", "1", "--lines", "9" * 20)
+    assert capsys.readouterr().out == "one\ntwo\nthree \ufffd\n"
     call("logs", run.path, "--rank", "1", "-f")
     assert capsys.readouterr().out == "one\ntwo\nthree \ufffd\n"
     call("logs", run.path, "--rank", "3")
