@@ -46,6 +46,11 @@ class RunView:
             return (
                 f"the supervisor died without ending the run; {what}; go on with `llama-scale resume {self.run.name}`"
             )
+        if self.status is None and self.state == NEVER and self.run.status.exists():
+            return (
+                f"{self.run.status.name} is damaged, so what became of it is not known; "
+                f"`llama-scale resume {self.run.name}` goes on from the newest checkpoint"
+            )
         if self.status is None:
             return "being started" if self.state == "starting" else "no supervisor was started"
         return "; ".join(part for part in (self.status.message, self.scheduler) if part)

@@ -94,6 +94,12 @@ def test_status_of_a_run_whose_supervisor_is_gone(run: RunFolder, capsys: pytest
     assert f"nothing runs; go on with `llama-scale resume {run.name}`" in out
 
 
+def test_status_that_is_damaged_is_said(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    run.status.write_text("{")
+    call("status", run.path)
+    assert "status.json is damaged, so what became of it is not known" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["status", "logs", "stop", "resume"])
 def test_unknown_runs_are_refused(run: RunFolder, command: str) -> None:
     with pytest.raises(LaunchError, match=r"is called 'nothing' or begins with it; the newest there: tiny-"):
