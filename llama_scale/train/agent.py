@@ -3,8 +3,9 @@
     python -m llama_scale.train.agent --run RUN_DIR --nproc-per-node 4
 
 Importing torch and an engine costs seconds of CPU time a process; forked ranks inherit it. The agent itself starts
-no thread, CUDA context or process group before the fork. It ends with 0, 75 (stopped on request, saved), 3 or 5,
-and writes ``attempts/NNN/verdict.json``, which names the first rank that failed apart from its victims.
+no thread, CUDA context or process group before the fork: even the rendezvous' store is another process (``store.py``).
+It ends with 0, 75 (stopped on request, saved), 3 or 5, and writes ``attempts/NNN/verdict.json``, which names the first
+rank that failed apart from its victims.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from llama_scale.train.verdict import FirstFailure, Verdict, judge_failure
 from llama_scale.train.watch import STACKS_SIGNAL, STOP_SIGNALS, RankWatch
 
 if TYPE_CHECKING:
+    from llama_scale.train.store import StoreProcess
     from llama_scale.train.worker import Job
 
 logger = logging.getLogger(__name__)
@@ -224,7 +226,11 @@ def _launch(job: Job, placement: Placement, watch: RankWatch, *, logs: Path, tee
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from llama_scale.train import store
+
     _quiet_torchelastic()
+    store.register()
+    timeout_s = job.spec.train.timeout_s
     for trial in range(5):
         endpoint = placement.rdzv_endpoint or f"127.0.0.1:{free_port()}"
         config = LaunchConfig(
@@ -232,9 +238,9 @@ def _launch(job: Job, placement: Placement, watch: RankWatch, *, logs: Path, tee
             max_nodes=placement.nnodes,
             nproc_per_node=placement.nproc_per_node,
             run_id=f"{job.run_dir.name}-{job.attempt}",
-            rdzv_backend="static",
+            rdzv_backend=store.BACKEND,
             rdzv_endpoint=endpoint,
-            rdzv_configs={"rank": placement.node_rank, "timeout": job.spec.train.timeout_s},
+            rdzv_configs={"rank": placement.node_rank, "timeout": timeout_s},
             max_restarts=0,
             monitor_interval=0.1,
             start_method="fork",
@@ -242,7 +248,10 @@ def _launch(job: Job, placement: Placement, watch: RankWatch, *, logs: Path, tee
             logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
             signals_to_handle="SIGQUIT",  # the stop signals are RankWatch's
         )
+        served: StoreProcess | None = None
         try:
+            if placement.node_rank == 0:
+                served = store.StoreProcess(endpoint, timeout_s=timeout_s)
             codes: dict[int, Any] = elastic_launch(config, _rank_main)(job, watch, logs, tee)
             return codes
         except ChildFailedError:
@@ -251,6 +260,9 @@ def _launch(job: Job, placement: Placement, watch: RankWatch, *, logs: Path, tee
             # Somebody took the port between the check and the bind.
             if placement.rdzv_endpoint is not None or "EADDRINUSE" not in str(error) or trial == 4:
                 raise LaunchError(f"cannot open the rendezvous at {endpoint}: {error}") from error
+        finally:
+            if served is not None:
+                served.close()
     return None
 
 
@@ -282,7 +294,7 @@ def _quiet_torchelastic() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    # Python 3.12 warns of any thread at a fork; what there is are torchelastic's own native ones.
+    # Python 3.12 warns of any thread at a fork; torch may have native ones.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
 
 
