@@ -190,8 +190,6 @@ def _room(needs: Needs, answers: Answers, own: Answer) -> Iterator[Finding]:
             yield _failed("disk", host, message, "free space, keep fewer (checkpoint.keep_last), or use --runs-dir")
         elif isinstance(disk, int):
             yield _ok("disk", host, f"{_gib(disk)} free, {_gib(needs.disk_bytes)} needed")
-        elif disk is not None:
-            yield _failed("disk", host, f"the runs folder cannot be made there: {disk}", "choose one with --runs-dir")
         if isinstance(memory, int) and memory < needs.memory_bytes:
             message = (
                 f"{_gib(memory)} of memory are free, and its {needs.devices} processes need {_gib(needs.memory_bytes)}"

@@ -41,6 +41,9 @@ def examine(needs: Needs, *, runs_dir: Path, timeout_s: float) -> tuple[list[Fin
     if not needs.hosts:
         question = Question(runs_dir=str(runs_dir), files=needs.files, port=needs.port, device=needs.device)
         own = ask_here(question)
+        disk = (own.facts or {}).get("disk")
+        if isinstance(disk, str):
+            raise LaunchError(f"cannot create a run folder in {runs_dir}: {disk}; choose another with --runs-dir")
         return check_answers(needs, {HERE: own}, own=own), {HERE: own}
     token = secrets.token_hex(8)
     mark = runs_dir / f".doctor-{token}"
