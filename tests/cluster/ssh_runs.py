@@ -93,18 +93,21 @@ def processes_of(host: Host, run: RunFolder) -> list[int]:
     return found
 
 
-def ranks_of(host: Host, run: RunFolder) -> list[int]:
-    """Return the processes of a host's ranks: those that the agent has forked."""
+def _ranks_and_parents(host: Host, run: RunFolder) -> dict[int, int]:
+    """Return rank -> agent of the processes that an agent of this host has forked."""
     agents = [pid for pid in processes_of(host, run) if b"llama_scale.train.agent" in _words(pid)]
     parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in agents}
-    return sorted(pid for pid in agents if parents[pid] in agents)
+    return {pid: parent for pid, parent in parents.items() if parent in agents}
+
+
+def ranks_of(host: Host, run: RunFolder) -> list[int]:
+    """Return the processes of a host's ranks."""
+    return sorted(_ranks_and_parents(host, run))
 
 
 def agent_of(host: Host, run: RunFolder) -> int:
-    """Return the process of a host's agent."""
-    (agent,) = {pid for pid in processes_of(host, run) if b"llama_scale.train.agent" in _words(pid)} - set(
-        ranks_of(host, run)
-    )
+    """Return the process of a host's agent; the store that it started looks like it, but has no ranks."""
+    (agent,) = set(_ranks_and_parents(host, run).values())
     return agent
 
 
