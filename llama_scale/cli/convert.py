@@ -78,14 +78,22 @@ def import_(
 ) -> None:
     """Make a sharded checkpoint of a Hugging Face folder, for any tensor and pipeline degree.
 
+    Example: `llama-scale convert import --from SmolLM2-135M --to base --tensor 3 --pipeline 2`.
+
     A run starts from it with `model.init_from`. One tensor is in memory at a time; report.json accounts for every
     element.
     """
     _check_dtype(dtype)
     plain = (tensor, pipeline, virtual, stage_layers, dtype, max_ram) == (1, 1, 1, None, None, None)
     if peft or base is not None:
+        if not peft or base is None:
+            here, missing = ("--peft", "--base CHECKPOINT") if peft else ("--base", "--peft [NAME=]FOLDER")
+            raise ConvertError(f"{here} is given without {missing}: an adapter is imported onto the base it belongs to")
         if source is not None or spec is not None or not plain:
-            raise ConvertError("--peft and --base go together and with --to; leave the other options out")
+            raise ConvertError(
+                "--peft and --base go with --to alone: the checkpoint is one shard of what was trained; leave --from, "
+                "--spec, the layout, --dtype and --max-ram out"
+            )
         _show_import(import_adapters(peft or [], target, base=base), target, layout=(1, 1), as_json=as_json)
         return
     if source is None:
@@ -194,7 +202,10 @@ def export(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Make a folder that transformers (or PEFT) loads of a checkpoint of any layout, with config and report.json."""
+    """Make a folder that transformers (or PEFT) loads of a checkpoint of any layout, with config and report.json.
+
+    Example: `llama-scale convert export --from runs/NAME --to model --as merged --adapter a`.
+    """
     _check_dtype(dtype)
     shard_bytes = None if shard_size is None else parse_size(shard_size, option="--shard-size")
     from llama_scale.convert.folders import find_checkpoint  # lazy: keeps torch out of --help
@@ -230,12 +241,18 @@ def verify(
     base: Base = None,
     tensor: Annotated[int | None, typer.Option(help="Tensor parallel degree; default: the checkpoint's.")] = None,
     pipeline: Annotated[int | None, typer.Option(help="Pipeline stages; default: the checkpoint's.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Length of the random prompt.")] = 128,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Length of the random prompt.", show_default="128, or what the context has room for"),
+    ] = None,
     generate: Annotated[int, typer.Option(min=0, help="Also compare so many greedy tokens after each prompt.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the random prompt.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random prompt.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the sharded model, run on real processes, with transformers' model: logits, weights, greedy tokens."""
+    """Compare the sharded model, run on real processes, with transformers' model: logits, weights, greedy tokens.
+
+    Example: `llama-scale convert verify --from runs/NAME --hf model --generate 16`.
+    """
     from llama_scale.convert.folders import find_checkpoint  # lazy: keeps torch out of --help
     from llama_scale.convert.shards import Layout
     from llama_scale.convert.verify import verify as verify_folder
@@ -275,6 +292,8 @@ def reshard(
     as_json: AsJson = False,
 ) -> None:
     """Cut a checkpoint, optimizer state included, for another layout; every element stays as it is.
+
+    Example: `llama-scale convert reshard --from runs/NAME --to cut --tensor 2 --pipeline 4`.
 
     Training resumes from any layout without this.
     """
@@ -323,6 +342,8 @@ def _layout(
 ) -> Layout:
     from llama_scale.convert.shards import Layout
 
+    if virtual > 1 and pipeline == 1:
+        raise ConvertError(f"--virtual {virtual} cuts the chunks of pipeline stages; give --pipeline above 1 too")
     counts: tuple[int, ...] | None = None
     if stage_layers is not None:
         try:

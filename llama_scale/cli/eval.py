@@ -76,6 +76,9 @@ def eval_(
         twice = sorted({name for name in given if given.count(name) > 1})
         if twice:
             raise typer.BadParameter(f"{', '.join(twice)} is given twice; once is enough", param_hint=option)
+    for path in (out, predictions):
+        if path is not None and path.is_dir():
+            raise LaunchError(f"{path} is a folder; name a file in it")
     from llama_scale.evaluation.answering import Sampling, answering  # lazy: keeps torch out of --help
     from llama_scale.evaluation.source import open_source
     from llama_scale.evaluation.tasks import Protocol, to_data

@@ -56,6 +56,8 @@ def launch(
 ) -> None:
     """Validate, plan, render and run. The run folder is RUNS_DIR/<name>-<utc>-<4hex>.
 
+    Example: `llama-scale launch run.yaml --set train.steps=100 --detach`.
+
     Exit status: 0 done, 3 the spec has errors or its plan does not fit, 5 the run could not start or failed (with
     --simulate 6 if a conversion did), 75 stopped after saving a checkpoint.
     """
@@ -65,6 +67,8 @@ def launch(
         )
     if simulated and (dry_run or detach):
         raise typer.BadParameter("--simulate goes neither with --dry-run nor with --detach")
+    if dry_run and detach:
+        raise typer.BadParameter("--dry-run starts nothing that --detach could leave; give one of them")
     changes = [*(overrides or ()), *([f"name={name}"] if name is not None else ())]
     resolved = load_spec(spec, overrides=changes)
     plan = make_plan(resolved)

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from llama_scale.cli.columns import columns
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.plugins_check import check
 from llama_scale.cli.plugins_new import new
+from llama_scale.columns import columns
 from llama_scale.errors import PluginError
 from llama_scale.extensions.listing import Listed, list_plugins
 

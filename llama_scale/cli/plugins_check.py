@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_scale.cli.columns import columns
 from llama_scale.cli.output import emit, emit_json
+from llama_scale.columns import columns
 from llama_scale.errors import PluginError
 from llama_scale.extensions.conformance import Check, CheckRequest, passed, run_suite
 from llama_scale.libraries import missing_libraries

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from llama_scale.cli.columns import columns
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
+from llama_scale.columns import columns
 from llama_scale.runs.find import list_runs
 from llama_scale.runs.view import look
 

@@ -179,7 +179,8 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise ConvertError(
-            f"{path} does not exist; give a run folder or a checkpoint, e.g. RUN/checkpoints/step-00000100"
+            f"{path} does not exist; give the path of a run folder (a name's beginning is not enough here) or of a "
+            "checkpoint, e.g. runs/NAME/checkpoints/step-00000100"
         )
     for folder in (path / "checkpoints", path):
         newest = newest_complete(folder)

@@ -24,8 +24,10 @@ from llama_scale.convert.reference import has_text_tokenizer, load_text_tokenize
 from llama_scale.convert.request import ADAPTER, Request
 from llama_scale.convert.shards import Layout, check_layout, even_stage_layers, valid_tp_sizes
 from llama_scale.convert.weights import Weights
+from llama_scale.errors import ConvertError
 
 MAX_RANKS = 8
+_PROMPT = 128
 REAL_PROMPTS = (
     "The capital of France is",
     "def fibonacci(n):\n    if n < 2:\n        return n\n",
@@ -41,7 +43,7 @@ def verify(
     adapter: str | None = None,
     base: Path | None = None,
     layout: Layout | None = None,
-    num_tokens: int = 128,
+    num_tokens: int | None = None,
     generate: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
@@ -54,7 +56,7 @@ def verify(
         adapter: Which adapter a plain or PEFT folder is of; None: report.json or the only one says.
         base: Where the checkpoint's frozen base is now; None: where it was.
         layout: Degrees for the forward pass; None: the checkpoint's own, made smaller if it has more than 8 ranks.
-        num_tokens: Length of the random prompt; at most the model's context.
+        num_tokens: Length of the random prompt; None: 128, or what the context has room for.
         generate: Also compare this many greedy tokens after each prompt.
         seed: Of the random prompt.
         progress: Is told of the weights compared.
@@ -166,12 +168,18 @@ def _tokenizer(hf: Path, other: Compared) -> Any:
     return load_text_tokenizer(hf, own_code=isinstance(other, MixtureFolder)) if has_text_tokenizer(hf) else None
 
 
-def _prompts(tokenizer: Any, manifest: Manifest, *, num_tokens: int, generate: int, seed: int) -> Prompts:
+def _prompts(tokenizer: Any, manifest: Manifest, *, num_tokens: int | None, generate: int, seed: int) -> Prompts:
     """Return prompt -> token ids ``[1, seq]``: random ones, and texts where there is a tokenizer."""
     shape = manifest.shape
     longest = max(1, shape.max_position_embeddings - generate)
+    if num_tokens is not None and num_tokens > longest:
+        raise ConvertError(
+            f"a prompt of {num_tokens} tokens and {generate} more do not fit the model's context of "
+            f"{shape.max_position_embeddings}; give at most {longest}"
+        )
     generator = torch.Generator().manual_seed(seed)
-    prompts = {"random": torch.randint(shape.vocab_size, (1, min(num_tokens, longest)), generator=generator)}
+    length = min(_PROMPT, longest) if num_tokens is None else num_tokens
+    prompts = {"random": torch.randint(shape.vocab_size, (1, length), generator=generator)}
     if tokenizer is not None:
         for text in REAL_PROMPTS:
             ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :longest]

@@ -93,7 +93,8 @@ def _missing(example: Example, column: Column) -> str:
     if column.name in example.values:
         return f"{example.where}: field {column.name!r}{option} is null; remove the row or fill it in"
     near = get_close_matches(column.name, list(example.values), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "name the right field in the task's options"
+    place = f"with {column.option}" if column.option.startswith("--") else "in the task's options"
+    hint = f"did you mean {near[0]!r}?" if near else f"name the right field {place}"
     there = ", ".join(repr(name) for name in list(example.values)[:20]) or "none"
     return f"{example.where}: no field {column.name!r}{option}; the fields are {there}; {hint}"
 

@@ -120,6 +120,8 @@ class AssembledModel:
                 elif name is not None:
                     self._model.set_adapter(None if name == "base" else name)
             except ValueError as error:
+                if name == "mixture":
+                    raise LaunchError(f"{self.folder} has no mixture; choose one of its adapters, or base") from error
                 raise LaunchError(f"{self.folder}: {error}") from error
         elif name not in (None, "base"):
             raise LaunchError(

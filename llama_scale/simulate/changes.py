@@ -7,8 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_WIDTH = 44
+from llama_scale.columns import columns
+
+_WIDTH = 18
 """Most characters of a value in the table."""
+_TABLE = 78
+"""Its width; whoever shows it indents it by two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +70,7 @@ def table(changes: Iterable[Change]) -> str:
     """Return the changes as aligned text: field, spec value, simulated value, reason."""
     rows = [("field", "spec", "simulated", "")]
     rows += [(change.field, show(change.before), show(change.after), change.why) for change in changes]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ("  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows)
-    return "\n".join(lines)
+    return columns(rows, width=_TABLE)
 
 
 def show(value: Any) -> str:

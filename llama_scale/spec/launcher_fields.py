@@ -25,7 +25,8 @@ SshTimeout = Annotated[
 
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
 VariableName = Annotated[str, Field(pattern=VARIABLE_PATTERN)]
-AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]*$")]
+ABSOLUTE_PATH_PATTERN = r"^/[^\x00-\x1f\x7f]*$"
+AbsolutePath = Annotated[str, Field(pattern=ABSOLUTE_PATH_PATTERN)]
 """A path on another machine or in an image: taken as it is, never from the spec's folder."""
 
 Threads = Annotated[

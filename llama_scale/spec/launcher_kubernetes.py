@@ -10,13 +10,17 @@ from llama_scale.spec.base import PositiveFloat, Section
 from llama_scale.spec.launcher_fields import AbsolutePath, Grace, Threads, Variables
 
 LABEL_PATTERN = r"^[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?$"
-ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?$")]
+OBJECT_NAME_PATTERN = r"^[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?$"
+ObjectName = Annotated[str, Field(pattern=OBJECT_NAME_PATTERN)]
 """Name of an object of the cluster (DNS subdomain)."""
 QUALIFIED_PATTERN = r"^(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 """Name of a label, a resource or a taint, with the domain that it belongs to."""
 QualifiedName = Annotated[str, Field(pattern=QUALIFIED_PATTERN)]
 LabelValue = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(?:\.[0-9]+)?(?:m|[kMGTPE]|[KMGTPE]i)?$")]
+QUANTITY_PATTERN = r"^[0-9]+(?:\.[0-9]+)?(?:m|[kMGTPE]|[KMGTPE]i)?$"
+Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN)]
+
+IMAGE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}$"
 
 
 class Volume(Section):
@@ -49,7 +53,7 @@ class KubernetesLauncher(Section):
     flavour: Literal["trainjob", "pytorchjob", "jobset"] = Field(
         "trainjob", description="Kubeflow Trainer v2 TrainJob, Training Operator v1 PyTorchJob, or JobSet."
     )
-    image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}$")] = Field(
+    image: Annotated[str, Field(pattern=IMAGE_NAME_PATTERN)] = Field(
         description="Container image that has llama-scale."
     )
     python: AbsolutePath = Field("/usr/bin/python3", description="Interpreter inside the image.")

@@ -9,21 +9,25 @@ from pydantic import Field
 from llama_scale.spec.base import PositiveInt, Section
 from llama_scale.spec.launcher_fields import AbsolutePath, Forwarded, Grace, Threads, Variables
 
-SlurmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]{0,127}$")]
+SLURM_NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]{0,127}$"
+SlurmName = Annotated[str, Field(pattern=SLURM_NAME_PATTERN)]
 """Name of a partition, an account or a quality of service; several are joined by commas."""
 TIME_PATTERN = r"^(?:\d{1,4}-)?\d{1,4}(?::[0-5]?\d){0,2}$"
 OPTION_PATTERN = r"^[^\x00-\x1f\x7f\x22\x5c]*$"
 """Value of an option: one line without ``"`` and ``\\``, which would change the quoted word of an #SBATCH line."""
 Option = Annotated[str, Field(pattern=OPTION_PATTERN)]
-Mount = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f,:]*(?::/[^\x00-\x1f\x7f,:]*(?::(?:ro|rw))?)?$")]
+MOUNT_PATTERN = r"^/[^\x00-\x1f\x7f,:]*(?::/[^\x00-\x1f\x7f,:]*(?::(?:ro|rw))?)?$"
+Mount = Annotated[str, Field(pattern=MOUNT_PATTERN)]
 """``/SOURCE``, ``/SOURCE:/TARGET`` or ``/SOURCE:/TARGET:ro``; ``:`` and ``,`` separate and are in no path."""
+
+IMAGE_FILE_PATTERN = r"^[^\s\x00-\x1f\x7f-][^\x00-\x1f\x7f]*$"
 
 
 class Container(Section):
     """The image that the ranks run in; the batch script itself runs outside of it."""
 
     kind: Literal["pyxis", "apptainer"] = Field(description="pyxis (srun --container-image, enroot) or apptainer exec.")
-    image: Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f-][^\x00-\x1f\x7f]*$")] = Field(
+    image: Annotated[str, Field(pattern=IMAGE_FILE_PATTERN)] = Field(
         description="Image: a registry's name, or the path of a .sqsh or .sif file."
     )
     python: AbsolutePath = Field("/usr/bin/python3", description="Interpreter inside the image that has llama-scale.")

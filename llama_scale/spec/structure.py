@@ -15,10 +15,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from llama_scale.errors import Problem
-from llama_scale.spec.base import NAME_PATTERN, PATH_PATTERN, PathContext
+from llama_scale.spec.base import PathContext
 from llama_scale.spec.fields import key_of, keys_at, kinds_of, literals_of, models_of, spot_at
 from llama_scale.spec.locations import BAD_KEY, NO_FORM, Located, locate
 from llama_scale.spec.nearby import either, suggest
+from llama_scale.spec.patterns import PATTERN_RULES
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.scalars import parse_scalar
 from llama_scale.spec.secret import looks_secret
@@ -211,7 +212,7 @@ def _length(finding: _Finding) -> _Told:
 
 def _pattern(finding: _Finding) -> _Told:
     pattern = finding.limits["pattern"]
-    rule, hint = _PATTERN_RULES.get(pattern, (f"must match {pattern}", ""))
+    rule, hint = PATTERN_RULES.get(pattern, (f"must match {pattern}", ""))
     return f"{show(finding.value)} {rule}", hint, "pattern"
 
 
@@ -243,13 +244,6 @@ def _other(finding: _Finding) -> _Told:
     return f"{show(finding.value)} is refused: {finding.text}", "", finding.kind.replace("_", "-")
 
 
-_PATTERN_RULES = {
-    NAME_PATTERN: (
-        "is not a name",
-        "use letters, digits, '.', '_' and '-', at most 64, the first a letter or a digit",
-    ),
-    PATH_PATTERN: ("is not a path", "write a path that is not empty and holds no NUL"),
-}
 _TYPES = {
     "int_type": "an integer",
     "float_type": "a number",

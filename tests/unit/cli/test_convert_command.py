@@ -40,7 +40,10 @@ def test_options_are_checked(tmp_path):
     fails(["import", *paths, "--dtype", "fp16"], "--dtype 'fp16' is not known; use fp32 or bf16")
     fails(["import", *paths, "--stage-layers", "1,x"], "--stage-layers '1,x' is no list of numbers")
     fails(["import", *paths, "--max-ram", "lots"], "--max-ram 'lots' is no size")
-    fails(["export", *paths], "a does not exist; give a run folder or a checkpoint")
+    fails(["import", *paths, "--virtual", "2"], "--virtual 2 cuts the chunks of pipeline stages")
+    fails(["import", *paths, "--peft", "x"], "--peft is given without --base CHECKPOINT")
+    fails(["import", *paths, "--peft", "x", "--base", "y"], "--peft and --base go with --to alone")
+    fails(["export", *paths], "a does not exist; give the path of a run folder")
     fails(["reshard", *paths], "a does not exist")
     fails(["verify", "--from", str(tmp_path / "a"), "--hf", str(tmp_path)], "a does not exist")
 

@@ -122,7 +122,7 @@ def test_only_what_a_folder_has_can_be_chosen(tmp_path, base):
     model.use("a0")
     with pytest.raises(LaunchError, match="mix: there is no adapter 'nobody'; there are: a0"):
         model.use("nobody")
-    with pytest.raises(LaunchError, match="this folder has no mixture"):
+    with pytest.raises(LaunchError, match="mix has no mixture; choose one of its adapters"):
         model.use("mixture")
     with pytest.raises(LaunchError, match=r"mixing.py, .*; look at it and say --trust-remote-code"):
         AssembledModel(tmp_path / "mix")

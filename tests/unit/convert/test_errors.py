@@ -220,7 +220,7 @@ def test_damaged_checkpoint_is_named(tmp_path):
 
 
 def test_sources_that_are_no_checkpoints(tmp_path):
-    with pytest.raises(ConvertError, match="none does not exist; give a run folder or a checkpoint"):
+    with pytest.raises(ConvertError, match="none does not exist; give the path of a run folder"):
         find_checkpoint(tmp_path / "none")
     with pytest.raises(ConvertError, match="is neither a run folder nor a checkpoint"):
         find_checkpoint(tmp_path)

@@ -158,7 +158,7 @@ def test_search_ranks_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert call("plan", _write(tmp_path), "--search", "--gpus", "16", "--top", "4") == 0
     out = capsys.readouterr().out
     assert "layouts fit 16 x h100" in out
-    assert "best" in out
+    assert "Why not these, against the first" in out
     assert call("plan", _write(tmp_path), "--search", "--json", "--top", "3", "--objective", "memory") == 0
     document = json.loads(capsys.readouterr().out)
     assert len(document["ranked"]) == 3

@@ -224,4 +224,4 @@ def test_table_is_aligned_and_cut() -> None:
     assert lines[0].split() == ["field", "spec", "simulated"]
     assert lines[1].split() == ["a.b", "1", "2"]
     assert lines[2].endswith("local      because")
-    assert len(show("y" * 100)) == 44
+    assert len(show("y" * 100)) == 18

@@ -94,3 +94,17 @@ def test_gpus_are_asked_for_once() -> None:
 )
 def test_time_is_read_as_slurm_does(text: str, seconds: int) -> None:
     assert time_limit_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words"),
+    [
+        ({"kind": "slurm", "time": "banana"}, "'banana' is not a time limit; write minutes, HH:MM:SS or D-HH"),
+        ({"kind": "slurm", "account": "a b"}, "'a b' is not a name that Slurm knows; use letters"),
+        ({**KUBERNETES, "image": "-x"}, "'-x' is not an image; write a registry's name"),
+        ({**KUBERNETES, "resources": {"cpu": "many"}}, "'many' is not a quantity of Kubernetes; write e.g. 4"),
+        ({"kind": "ssh", "hosts": ["a;b"]}, "'a;b' is not a host; write a name or an IPv4 address"),
+    ],
+)
+def test_text_of_another_form_is_told_what_to_write(launcher: dict[str, Any], words: str) -> None:
+    assert any(words in message for message in _messages(**launcher)), _messages(**launcher)

@@ -19,15 +19,16 @@ from tests.live_runs import wait_for
 
 
 def test_serves_without_thread_or_child_until_closed() -> None:
-    threads = psutil.Process().num_threads()
+    me = psutil.Process()
+    threads, children = me.num_threads(), me.children()
     port = free_port()
     store = StoreProcess(f"127.0.0.1:{port}", timeout_s=30)
 
-    assert psutil.Process().children() == []
+    assert me.children() == children
     client = TCPStore("127.0.0.1", port, None, False, timedelta(seconds=10))
     client.set("key", "value")
     assert client.get("key") == b"value"
-    assert psutil.Process().num_threads() <= threads
+    assert me.num_threads() <= threads
 
     store.close()
     assert not is_alive(store._pid)

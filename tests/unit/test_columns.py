@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from llama_scale.cli.columns import columns
+from llama_scale.columns import columns
 
 
 def test_sentence_is_wrapped_beside_its_row() -> None:
