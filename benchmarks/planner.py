@@ -1,6 +1,6 @@
 """Fit the planner's constants to published measurements, and tell how well they predict: also sources left out.
 
-    python benchmarks/planner.py [MEASURED.csv [--fit] [--leave-one-out] [--iterations N]]
+    python benchmarks/planner.py [MEASURED.csv [--fit] [--leave-one-out] [--folds N] [--iterations N]]
 
 Without a flag the constants in use are scored. The fit is least squares on the logarithm of throughput with a robust
 weight (rows 10% off count half as much a percent), by Levenberg-Marquardt on the logarithms of the constants.
@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log, sqrt
 from pathlib import Path
+from random import Random
 from statistics import mean, median
 
 from llama_scale.plan.constants import DEFAULT, Constants
@@ -181,6 +182,23 @@ def leave_one_out(rows: Sequence[Timed], *, iterations: int) -> dict[str, list[f
     return errors
 
 
+def leave_folds_out(rows: Sequence[Timed], *, folds: int, iterations: int) -> dict[str, list[float]]:
+    """Return all errors, by source, where each of ``folds`` random parts is predicted by a fit to the others.
+
+    So rows that were not seen, of sources that were, are predicted.
+    """
+    order = list(rows)
+    Random(0).shuffle(order)
+    errors: dict[str, list[float]] = defaultdict(list)
+    for fold in range(folds):
+        left_out = order[fold::folds]
+        kept = [row for place, row in enumerate(order) if place % folds != fold]
+        for source, found in by_source(left_out, fit(kept, iterations=iterations)).items():
+            errors[source] += found
+        print(f"left out part {fold + 1} of {folds}", file=sys.stderr, flush=True)
+    return errors
+
+
 def memory_errors(rows: Iterable[Mapping[str, str]]) -> dict[str, list[float]]:
     """Return predicted over measured peak memory, less 1, by source."""
     errors = defaultdict(list)
@@ -245,6 +263,7 @@ def main() -> None:
     parser.add_argument("measured", type=Path, nargs="?")
     parser.add_argument("--fit", action="store_true", help="fit the constants and print them")
     parser.add_argument("--leave-one-out", action="store_true", help="also fit without each source and predict it")
+    parser.add_argument("--folds", type=int, help="also fit without each of so many random parts and predict it")
     parser.add_argument("--iterations", type=int, default=8)
     options = parser.parse_args()
     if options.measured is None:
@@ -262,6 +281,9 @@ def main() -> None:
     if options.leave_one_out:
         print(table("Memory, source left out", leave_one_out_memory(raw)))
         print(table("Throughput, source left out", leave_one_out(rows, iterations=options.iterations)))
+    if options.folds:
+        left_out = leave_folds_out(rows, folds=options.folds, iterations=options.iterations)
+        print(table(f"Throughput, each of {options.folds} parts left out", left_out))
 
 
 if __name__ == "__main__":

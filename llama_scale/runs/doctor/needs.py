@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+from llama_scale.extensions import discover
 from llama_scale.plan.fit import stage_needs
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.doctor.records import Needs
@@ -25,7 +27,7 @@ def needs_of(spec: RunSpec, plan: RunPlan) -> Needs:
         device=spec.cluster.device,
         ssh_port=getattr(launcher, "ssh_port", None),
         port=getattr(launcher, "master_port", None) or 0,
-        files=_data_files(spec) if hosts or here else (),
+        files=(*(_token_files(spec) if hosts or here else ()), *(_files_of_one_host(spec) if here else ())),
         disk_bytes=checkpoint_bytes(spec, plan) * (spec.checkpoint.keep_last + 1 + spec.checkpoint.keep_best),
         memory_bytes=memory if spec.cluster.device == "cpu" and (hosts or spec.cluster.nodes == 1) else 0.0,
         world=spec.cluster.world_size,
@@ -42,6 +44,16 @@ def checkpoint_bytes(spec: RunSpec, plan: RunPlan) -> float:
     return float(trained * (per_weight + per_trained))
 
 
-def _data_files(spec: RunSpec) -> tuple[str, ...]:
+def _token_files(spec: RunSpec) -> Iterator[str]:
     blend = getattr(spec.data, "blend", ())
-    return tuple(f"{part.path}{ending}" for part in blend for ending in (".idx", ".bin"))
+    yield from (f"{part.path}{ending}" for part in blend for ending in (".idx", ".bin"))
+
+
+def _files_of_one_host(spec: RunSpec) -> Iterator[str]:
+    """Yield what only one rank reads: a task's examples, which it prepares for all, and the tokenizer."""
+    if spec.tokenizer is not None:
+        path = spec.tokenizer.path
+        yield path if spec.tokenizer.kind == "sentencepiece" else f"{path}/tokenizer.json"
+    for task in spec.tasks:
+        descriptor = discover.task(task.kind)
+        yield from descriptor.files(discover.read_options(descriptor, task.options))
