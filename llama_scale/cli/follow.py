@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -22,6 +22,8 @@ from llama_scale.runs.records import ENDED
 from llama_scale.runs.view import GONE, RunView, look
 
 _POLL_S = 0.2
+_SHOWN = 16
+"""Most ranks that are named in a sentence."""
 _LEFT_EXIT = 130
 """Exit status of a command that left a stopping run behind on the third Ctrl-C (128 + SIGINT)."""
 
@@ -155,6 +157,11 @@ def follow(run: RunFolder, *, steps: int, every: int, grace_s: float, metrics: S
     return conclude(view)
 
 
+def _some(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:_SHOWN]))
+    return shown if len(ranks) <= _SHOWN else f"{shown} and {len(ranks) - _SHOWN:,} more"
+
+
 def _note_restarts(view: RunView, seen: int, display: Display) -> int:
     """Tell of restarts since the last look; return how many there have been."""
     status = view.status
@@ -184,7 +191,7 @@ def conclude(view: RunView) -> int:
         if failure is not None and failure.error not in status.message:
             parts.append(f"first failure: {describe(failure)}")
         if status.victims:
-            parts.append(f"because of it ended: ranks {', '.join(map(str, status.victims))}")
+            parts.append(f"because of it ended: ranks {_some(status.victims)}")
         if failure is not None and failure.rank is not None:
             parts.append(f"its log: {rank_log_path(run, failure.rank)}")
         error = LaunchError("\n  ".join(parts))

@@ -70,6 +70,11 @@ class Placement:
     rdzv_endpoint: str | None
 
     @property
+    def is_large(self) -> bool:
+        """Whether hosts keep to their own files, because there are so many of them."""
+        return self.nnodes * self.nproc_per_node > RANK_LOGS
+
+    @property
     def first_rank(self) -> int:
         """Global rank of this host's local rank 0."""
         return self.node_rank * self.nproc_per_node
@@ -108,7 +113,9 @@ def _end_part(verdict: Verdict, *, attempt_dir: Path, options: argparse.Namespac
     if failure is not None and failure.kind == "collateral":
         deadline = time.monotonic() + _OTHERS_S
         while time.monotonic() < deadline:
-            if any(other.state == "failed" for other in read_parts(attempt_dir).values()):
+            # In a large run all hosts would read all others' verdicts at once.
+            few = options.nnodes <= RANK_LOGS
+            if few and any(other.state == "failed" for other in read_parts(attempt_dir).values()):
                 break
             time.sleep(0.2)
     _announce(verdict, part_path(attempt_dir, options.node_rank), run_dir=options.run)
@@ -172,8 +179,9 @@ def _run(options: argparse.Namespace, *, attempt_dir: Path) -> Verdict:
     )
     if placement.nnodes > 1:
         seen.write_quietly(attempt_dir, placement.node_rank)
+    own = range(placement.first_rank, placement.first_rank + placement.nproc_per_node)
     return judge_failure(
-        failures.read_reports(attempt_dir),
+        failures.read_reports(attempt_dir, ranks=own if placement.is_large else None),
         seen.deaths,
         first_rank=seen.first_rank,
         ranks=placement.nproc_per_node,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama_scale.errors import PREEMPTED_EXIT, DataError, LaunchError, LlamaScaleError, PluginError, SpecError
+from llama_scale.runs.rank_logs import RANK_LOGS
 from llama_scale.runs.reserve import write_report as write_with_reserve
 
 Kind = Literal["crash", "collateral", "config", "data", "oom", "preempted", "infrastructure", "node-lost"]
@@ -137,9 +138,22 @@ def write_report(attempt_dir: Path, found: ErrorReport) -> None:
     write_json(error_path(attempt_dir, found.rank), asdict(found))
 
 
-def read_reports(attempt_dir: Path) -> list[ErrorReport]:
-    """Return the error files of an attempt, earliest first."""
-    found = []
-    for path in attempt_dir.glob("error-rank-*.json"):
-        found.append(ErrorReport(**json.loads(path.read_text(encoding="utf-8"))))
-    return sorted(found, key=lambda item: item.time_utc)
+def speaks(kind: Kind, *, local_rank: int, world_size: int) -> bool:
+    """Tell whether a rank that failed so writes an error file.
+
+    In a large run all ranks lose a peer at once: the first of each host speaks for it, and the others' logs have it.
+    """
+    return kind != "collateral" or local_rank == 0 or world_size <= RANK_LOGS
+
+
+def read_reports(attempt_dir: Path, *, ranks: range | None = None) -> list[ErrorReport]:
+    """Return the error files of an attempt, earliest first.
+
+    Args:
+        attempt_dir: Its folder.
+        ranks: Only these; a large run's hosts each look at their own, not all at all.
+    """
+    every = attempt_dir.glob("error-rank-*.json")
+    wanted = every if ranks is None else (error_path(attempt_dir, rank) for rank in ranks)
+    texts = [path.read_text(encoding="utf-8") for path in wanted if ranks is None or path.exists()]
+    return sorted((ErrorReport(**json.loads(text)) for text in texts), key=lambda item: item.time_utc)

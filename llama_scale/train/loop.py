@@ -39,6 +39,7 @@ class LoopParts:
         sinks: Called with each step's record, on rank 0; empty elsewhere.
         profiler: Records chosen steps.
         statistics: Gathers what steps and evaluations tell of tasks and adapters (collective); None: nothing.
+        tidy: Called after each step; None: nothing is to be tidied.
         flops_per_step: Model FLOPs of one step.
         peak_flops: FLOPs per second of all devices together; None if unknown.
     """
@@ -54,6 +55,7 @@ class LoopParts:
     flops_per_step: float
     peak_flops: float | None
     statistics: Callable[[], StepStatistics] | None = None
+    tidy: Callable[[], None] | None = None
 
 
 class NonFiniteError(LaunchError):
@@ -115,6 +117,8 @@ def train(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position)
         improved = spec.checkpoint.keep_best and best_validation_loss(position) != best
         if final or improved or _every(spec.checkpoint.every_steps, position.step):
             parts.checkpointer.save(parts.engine, position, final=final)
+        if parts.tidy is not None:
+            parts.tidy()
     parts.profiler.close()
     if skips.total:
         logger.warning("%d updates were skipped because they were not finite", skips.total)

@@ -23,8 +23,9 @@ import torch
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.folder import RunFolder
+from llama_scale.runs.rank_logs import RANK_LOGS
 from llama_scale.spec.load import load_spec, spec_digest
-from llama_scale.train import distributed, failures, noise, trackers
+from llama_scale.train import distributed, failures, log_limit, noise, trackers
 from llama_scale.train.checkpointing import Checkpointer, Position
 from llama_scale.train.engine import Engine, make_engine, module_of
 from llama_scale.train.loop import LoopParts, NonFiniteError, log_progress, train
@@ -123,7 +124,8 @@ def fail(attempt_dir: Path | None, error: BaseException, *, rank: int) -> Never:
     found = failures.report(error, rank=rank)
     # The log has the traceback in any case; the report leaves it out where only the message helps.
     sys.stderr.write("".join(traceback.format_exception(error)))
-    if attempt_dir is not None:
+    local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if attempt_dir is not None and failures.speaks(found.kind, local_rank=local_rank, world_size=world_size):
         try:
             failures.write_report(attempt_dir, found)
         except OSError as problem:
@@ -184,6 +186,11 @@ def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coor
             flops_per_step=flops_per_step(plan),
             peak_flops=peak_flops(spec, plan),
             statistics=make_gather(spec, engine),
+            tidy=log_limit.of_rank(
+                local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+                world_size=plan.topology.world_size,
+                logs_each=RANK_LOGS,
+            ),
         )
         try:
             outcome = train(spec, plan, parts, position=position)

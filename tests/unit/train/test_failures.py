@@ -57,3 +57,14 @@ def test_report_of_an_error_to_mend_has_no_traceback_unless_debugging(monkeypatc
 
     monkeypatch.setenv("LLAMA_SCALE_DEBUG", "1")
     assert "is damaged" in failures.report(CheckpointError("shard-00001.safetensors is damaged"), rank=1).traceback
+
+
+def test_of_a_large_run_one_rank_a_host_says_that_it_lost_a_peer(tmp_path: Path) -> None:
+    assert failures.speaks("collateral", local_rank=3, world_size=64)
+    assert failures.speaks("crash", local_rank=3, world_size=16_384)
+    assert failures.speaks("collateral", local_rank=0, world_size=16_384)
+    assert not failures.speaks("collateral", local_rank=3, world_size=16_384)
+    for rank in (7, 8, 15, 16):
+        report = failures.ErrorReport(time_utc=f"{rank:03d}", rank=rank, kind="crash", error="e", traceback="")
+        failures.write_report(tmp_path, report)
+    assert [report.rank for report in failures.read_reports(tmp_path, ranks=range(8, 16))] == [8, 15]
