@@ -238,7 +238,7 @@ def _launch(job: Job, placement: Placement, watch: RankWatch, *, logs: Path, tee
 
     _quiet_torchelastic()
     store.register()
-    timeout_s = job.spec.train.timeout_s
+    timeout_s, departure = job.spec.train.timeout_s, store.Departure()
     for trial in range(5):
         endpoint = placement.rdzv_endpoint or f"127.0.0.1:{free_port()}"
         config = LaunchConfig(
@@ -248,7 +248,7 @@ def _launch(job: Job, placement: Placement, watch: RankWatch, *, logs: Path, tee
             run_id=f"{job.run_dir.name}-{job.attempt}",
             rdzv_backend=store.BACKEND,
             rdzv_endpoint=endpoint,
-            rdzv_configs={"rank": placement.node_rank, "timeout": timeout_s},
+            rdzv_configs={"rank": placement.node_rank, "timeout": timeout_s, "departure": departure},
             max_restarts=0,
             monitor_interval=0.1,
             start_method="fork",
@@ -261,6 +261,7 @@ def _launch(job: Job, placement: Placement, watch: RankWatch, *, logs: Path, tee
             if placement.node_rank == 0:
                 served = store.StoreProcess(endpoint, timeout_s=timeout_s)
             codes: dict[int, Any] = elastic_launch(config, _rank_main)(job, watch, logs, tee)
+            departure.leave(placement.node_rank, hosts=placement.nnodes)
             return codes
         except ChildFailedError:
             return None

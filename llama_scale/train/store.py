@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -24,6 +25,9 @@ BACKEND = "llama-scale"
 """Name of the rendezvous in a ``LaunchConfig``."""
 
 _READY = b"ready"
+_LEFT = "llama-scale/left"
+_LEAVE_S = 10.0
+_POLL_S = 0.02
 
 
 class StoreProcess:
@@ -87,8 +91,31 @@ def _serve(endpoint: str, *, answer: int, life: int, timeout_s: float) -> NoRetu
     os._exit(0)
 
 
+class Departure:
+    """Lets the host that serves the store leave last: the others still read from it that all are done."""
+
+    store: Any = None
+    """The client of this host's agent, once it has one."""
+
+    def leave(self, host: int, *, hosts: int) -> None:
+        """Say that this host is done; on host 0, wait for the others to say so."""
+        if self.store is None or hosts == 1:
+            return
+        try:
+            if host:
+                self.store.add(_LEFT, 1)
+                return
+            limit = time.monotonic() + _LEAVE_S
+            while self.store.add(_LEFT, 0) < hosts - 1 and time.monotonic() < limit:
+                time.sleep(_POLL_S)
+        except RuntimeError:  # it has gone, and nobody waits for anything any more
+            return
+
+
 class _ServedRendezvous(StaticTCPRendezvous):
     """torchelastic's static rendezvous as a client on every host."""
+
+    departure: Departure
 
     def get_backend(self) -> str:
         return BACKEND
@@ -96,13 +123,16 @@ class _ServedRendezvous(StaticTCPRendezvous):
     def next_rendezvous(self) -> Any:
         if not self._store:
             self._store = TCPStore(self.master_addr, self.master_port, None, False, self.timeout)
+            self.departure.store = self._store
         return super().next_rendezvous()
 
 
 def _make(params: RendezvousParameters) -> _ServedRendezvous:
     host, port = parse_rendezvous_endpoint(params.endpoint, -1)
     timeout_s = int(params.config["timeout"])
-    return _ServedRendezvous(host, port, int(params.config["rank"]), params.max_nodes, params.run_id, timeout_s)
+    made = _ServedRendezvous(host, port, int(params.config["rank"]), params.max_nodes, params.run_id, timeout_s)
+    made.departure = params.config["departure"]
+    return made
 
 
 def register() -> None:
