@@ -2,8 +2,8 @@
 
 torchelastic serves the store from a thread of the first host's agent. That agent then forks its ranks, and the first of
 them, and other hosts' agents, connect meanwhile: for each the thread looks up a name, under a lock of libc's resolver.
-A rank that is forked in that moment has the lock taken for good and hangs at its own first look-up (seen in one of 50
-starts on two cores). So the agent has no thread: the store is served elsewhere.
+A rank that is forked in that moment has the lock taken for good and hangs at its own first look-up (seen in two of
+about 240 starts on two cores). So the agent has no thread: the store is served elsewhere.
 """
 
 from __future__ import annotations
