@@ -61,7 +61,7 @@ class StoreProcess:
         self._pid = int(text.split()[1])
 
     def close(self) -> None:
-        """End it; returns when it is gone."""
+        """End it; returns when it holds no file or port any more."""
         try:
             os.kill(self._pid, signal.SIGKILL)
             os.read(self._answers, 1)  # ends when the other end does

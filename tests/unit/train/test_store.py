@@ -24,14 +24,14 @@ def test_serves_without_thread_or_child_until_closed() -> None:
     port = free_port()
     store = StoreProcess(f"127.0.0.1:{port}", timeout_s=30)
 
-    assert me.children() == children
+    assert set(me.children()) <= set(children)  # those of earlier tests may end meanwhile
     client = TCPStore("127.0.0.1", port, None, False, timedelta(seconds=10))
     client.set("key", "value")
     assert client.get("key") == b"value"
     assert me.num_threads() <= threads
 
     store.close()
-    assert not is_alive(store._pid)
+    wait_for(lambda: not is_alive(store._pid))
     with pytest.raises(DistNetworkError):
         client.get("key")
 
