@@ -31,15 +31,15 @@ class Lora(LayerAdapter):
 
     def output(self, target: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Add the update; see ``LayerAdapter.output``."""
-        a, b = self.weight(f"{target}.lora_A"), self.weight(f"{target}.lora_B")
-        tensor = self.context.tensor
+        change, tensor = self.low_rank(target), self.context.tensor
+        a, b = change.a, change.b
         low = F.linear(x.to(a.dtype), a)
         # Whole after this: the one exchange is over K numbers a token, in the forward or the backward pass.
         low = tensor.leave(low) if target in ROW else tensor.enter(low)
-        flat = torch.addmm(y.to(b.dtype).flatten(0, 1), low.flatten(0, 1), b.t(), alpha=self._scale(target, a))
+        flat = torch.addmm(y.to(b.dtype).flatten(0, 1), low.flatten(0, 1), b.t(), alpha=change.scale)
         result = flat.unflatten(0, y.shape[:2])
-        if self.options.dora:
-            result = result * self._magnitude_over_norm(target, a, b)
+        if change.factor is not None:
+            result = result * change.factor
         return result.to(y.dtype)
 
     def low_rank(self, target: str) -> LowRank:

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -20,6 +20,7 @@ from llama_scale.runs.progress import StepFollower, StepLine
 from llama_scale.runs.rank_logs import rank_log_path
 from llama_scale.runs.records import ENDED
 from llama_scale.runs.view import GONE, RunView, look
+from llama_scale.spec.nearby import some
 
 _POLL_S = 0.2
 _SHOWN = 16
@@ -157,11 +158,6 @@ def follow(run: RunFolder, *, steps: int, every: int, grace_s: float, metrics: S
     return conclude(view)
 
 
-def _some(ranks: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ranks[:_SHOWN]))
-    return shown if len(ranks) <= _SHOWN else f"{shown} and {len(ranks) - _SHOWN:,} more"
-
-
 def _note_restarts(view: RunView, seen: int, display: Display) -> int:
     """Tell of restarts since the last look; return how many there have been."""
     status = view.status
@@ -191,7 +187,7 @@ def conclude(view: RunView) -> int:
         if failure is not None and failure.error not in status.message:
             parts.append(f"first failure: {describe(failure)}")
         if status.victims:
-            parts.append(f"because of it ended: ranks {_some(status.victims)}")
+            parts.append(f"because of it ended: ranks {some(status.victims, most=_SHOWN)}")
         if failure is not None and failure.rank is not None:
             parts.append(f"its log: {rank_log_path(run, failure.rank)}")
         error = LaunchError("\n  ".join(parts))

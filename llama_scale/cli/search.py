@@ -12,6 +12,7 @@ from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.runs_dir import DEFAULT_RUNS, RunsDir
 from llama_scale.cli.source_options import ModelName, Step, TrustCode
 from llama_scale.cli.text_lines import text_lines
+from llama_scale.columns import WIDTH
 from llama_scale.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ app = typer.Typer(
 TaskName = Annotated[str | None, typer.Option("--task", help="Task of kind semantic_search, if the spec has several.")]
 SpecFile = Annotated[Path | None, typer.Option("--spec", help="Spec with the task; default: the run's own.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts of one forward pass.")]
-
-_WIDTH = 80
 
 
 @app.callback()
@@ -141,4 +140,4 @@ def _listing(query: str, hits: list[Hit]) -> str:
 def _line(hit: Hit) -> str:
     """Return a hit in 80 columns, or as many as its identifier takes: the text is cut, the identifier is not."""
     head = f"{hit.rank:3}  {hit.score:.3f}  {hit.id}"
-    return f"{head}  {' '.join(hit.text.split())}"[: max(_WIDTH, len(head))]
+    return f"{head}  {' '.join(hit.text.split())}"[: max(WIDTH, len(head))]

@@ -34,6 +34,7 @@ from llama_scale.errors import ConvertError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import Parameter, iter_parameters
 from llama_scale.spec.model import ModelShape
+from llama_scale.spec.nearby import some
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Formats of weights that native checkpoints and exports have."""
@@ -176,7 +177,7 @@ def _check_tied(weights: HfWeights) -> None:
 
 
 def _shown(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return some([repr(name) for name in names], most=4)
 
 
 def choose_dtype(weights: HfWeights, shape: ModelShape, asked: str | None) -> torch.dtype:

@@ -95,18 +95,20 @@ def _kept(parameters: Sequence[Parameter], hidden_size: int, *, tp_size: int) ->
 
     A vector that is not named for a linear layer is taken for a shift, which keeps nothing.
     """
-    names = [parameter.name.split(".")[-2] for parameter in parameters]
-    owners = [(parameter.owner, name) for parameter, name in zip(parameters, names, strict=True)]
-    updated = {owner for owner, parameter in zip(owners, parameters, strict=True) if len(parameter.shape) == 2}
-    for parameter, owner in zip(parameters, owners, strict=True):
+    updated = {(p.owner, _module(p)) for p in parameters if len(p.shape) == 2}
+    for parameter in parameters:
         rows, columns = _matrix(parameter, tp_size)
-        name = owner[1]
-        cut = parameter.partial_gradient
+        owner, name, cut = parameter.owner, _module(parameter), parameter.partial_gradient
         if len(parameter.shape) == 2:
             shared = _INPUTS.get(name, "") if columns == hidden_size else ""
-            yield Kept(columns, by_sequence=cut, shared=shared and f"{parameter.owner} {shared}")
+            yield Kept(columns, by_sequence=cut, shared=shared and f"{owner} {shared}")
         elif len(parameter.shape) == 1 and name in _INPUTS:
-            yield Kept(rows, by_sequence=cut, fp32=owner in updated)
+            yield Kept(rows, by_sequence=cut, fp32=(owner, name) in updated)
+
+
+def _module(parameter: Parameter) -> str:
+    """Return what an adapter's parameter is named for: ``q_proj`` of ``...q_proj.lora_A``."""
+    return parameter.name.split(".")[-2]
 
 
 def _local(parameter: Parameter, tp_size: int) -> int:

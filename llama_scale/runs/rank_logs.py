@@ -10,6 +10,14 @@ RANK_LOGS = 64
 """Most ranks that have a log each: thousands of files would burden a shared file system at every start."""
 
 
+def stands_for_itself(*, local_rank: int, world_size: int) -> bool:
+    """Tell whether a rank has a log of its own, or is the first of those that share their host's.
+
+    Only such ranks look after a log, and say in a file that they lost a peer.
+    """
+    return local_rank == 0 or world_size <= RANK_LOGS
+
+
 def rank_log_path(run: RunFolder, rank: int) -> Path:
     """Return the file that holds what a rank printed.
 

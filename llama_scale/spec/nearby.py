@@ -29,6 +29,12 @@ def either(values: Sequence[object]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
+def some(values: Sequence[object], *, most: int = 8) -> str:
+    """Write values as "a, b, c and 5 more"."""
+    shown = ", ".join(map(str, values[:most]))
+    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
+
+
 def suggest(word: object, choices: Sequence[str]) -> str:
     """Return "did you mean ...?" where a choice is near, else the list of choices."""
     from difflib import get_close_matches  # lazy: only for messages

@@ -112,9 +112,8 @@ def _end_part(verdict: Verdict, *, attempt_dir: Path, options: argparse.Namespac
     failure = verdict.first_failure
     if failure is not None and failure.kind == "collateral":
         deadline = time.monotonic() + _OTHERS_S
+        few = options.nnodes <= RANK_LOGS  # in a large run all hosts would read all others' verdicts at once
         while time.monotonic() < deadline:
-            # In a large run all hosts would read all others' verdicts at once.
-            few = options.nnodes <= RANK_LOGS
             if few and any(other.state == "failed" for other in read_parts(attempt_dir).values()):
                 break
             time.sleep(0.2)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError, LlamaScaleError
+from llama_scale.spec.nearby import some
 from llama_scale.train import failures
 from llama_scale.train.rank_records import RankRecord
 from llama_scale.train.verdict import FirstFailure, Verdict, judge_failure
@@ -98,7 +99,7 @@ def _command_failed(watched: Watched, *, world_size: int) -> Verdict:
     running = [rank for rank, record in sorted(watched.records.items()) if record.exit_code not in _GOOD]
     status = watched.status or 0
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    what = f"rank {_list(running)} still ran" if running else f"rank {_list(missing)} had not been started"
+    what = f"rank {some(running)} still ran" if running else f"rank {some(missing)} had not been started"
     error = f"the deepspeed command {how} while {what}; the agent's log has what it printed"
     failure = FirstFailure(rank=None, kind="crash", error=error)
     return Verdict(
@@ -119,8 +120,3 @@ def _name_host(verdict: Verdict, watched: Watched) -> Verdict:
     if record is None:
         return verdict
     return replace(verdict, message=f"{verdict.message} [rank {failure.rank} ran on {record.host}]")
-
-
-def _list(ranks: list[int]) -> str:
-    shown = ", ".join(map(str, ranks[:8]))
-    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama_scale.errors import PREEMPTED_EXIT, DataError, LaunchError, LlamaScaleError, PluginError, SpecError
-from llama_scale.runs.rank_logs import RANK_LOGS
+from llama_scale.runs.rank_logs import stands_for_itself
 from llama_scale.runs.reserve import write_report as write_with_reserve
 
 Kind = Literal["crash", "collateral", "config", "data", "oom", "preempted", "infrastructure", "node-lost"]
@@ -143,7 +143,7 @@ def speaks(kind: Kind, *, local_rank: int, world_size: int) -> bool:
 
     In a large run all ranks lose a peer at once: the first of each host speaks for it, and the others' logs have it.
     """
-    return kind != "collateral" or local_rank == 0 or world_size <= RANK_LOGS
+    return kind != "collateral" or stands_for_itself(local_rank=local_rank, world_size=world_size)
 
 
 def read_reports(attempt_dir: Path, *, ranks: range | None = None) -> list[ErrorReport]:

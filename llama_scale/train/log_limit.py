@@ -40,14 +40,3 @@ class LogLimit:
             os.ftruncate(self._fd, 0)
         except OSError as error:
             sys.stderr.write(f"cannot set the log aside: {error}\n")
-
-
-def of_rank(*, local_rank: int, world_size: int, logs_each: int) -> LogLimit | None:
-    """Return the limit that a rank keeps: on its own log, or as the first of a host on the one that all share.
-
-    Args:
-        local_rank: Number on this host.
-        world_size: Ranks of the run.
-        logs_each: Most ranks that have a log each.
-    """
-    return LogLimit() if local_rank == 0 or world_size <= logs_each else None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError
+from llama_scale.spec.nearby import some
 from llama_scale.train.verdict import FirstFailure, Verdict
 
 
@@ -70,8 +71,7 @@ def merge(verdicts: Mapping[int, Verdict], *, nodes: int, devices: int, command:
 
 
 def _lost(lost: list[int], failed: Mapping[int, Verdict], *, nodes: int, devices: int, how: str) -> Verdict:
-    shown = ", ".join(map(str, lost[:8])) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
-    what = "every host" if len(lost) == nodes else f"host {shown} (of 0 to {nodes - 1})"
+    what = "every host" if len(lost) == nodes else f"host {some(lost)} (of 0 to {nodes - 1})"
     error = f"the agent of {what} left no word of its end; {how}; the agent's log has what it printed"
     ranks = [rank for node in lost for rank in range(node * devices, (node + 1) * devices)]
     victims = {rank for verdict in failed.values() for rank in verdict.victims} | set(ranks)

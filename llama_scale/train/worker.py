@@ -23,11 +23,12 @@ import torch
 from llama_scale.errors import PREEMPTED_EXIT, LaunchError
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.folder import RunFolder
-from llama_scale.runs.rank_logs import RANK_LOGS
+from llama_scale.runs.rank_logs import stands_for_itself
 from llama_scale.spec.load import load_spec, spec_digest
-from llama_scale.train import distributed, failures, log_limit, noise, trackers
+from llama_scale.train import distributed, failures, noise, trackers
 from llama_scale.train.checkpointing import Checkpointer, Position
 from llama_scale.train.engine import Engine, make_engine, module_of
+from llama_scale.train.log_limit import LogLimit
 from llama_scale.train.loop import LoopParts, NonFiniteError, log_progress, train
 from llama_scale.train.metrics import MetricsFile, StepRecord
 from llama_scale.train.peak_memory import PeakMemory
@@ -119,13 +120,17 @@ def run_rank(job: Job, *, stop: StopRequest, tee: int | None = None) -> int:
         fail(job.attempt_dir, error, rank=int(os.environ.get("RANK", "0")))
 
 
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def fail(attempt_dir: Path | None, error: BaseException, *, rank: int) -> Never:
     """Write down why this rank ends, and end it without any clean-up."""
     found = failures.report(error, rank=rank)
     # The log has the traceback in any case; the report leaves it out where only the message helps.
     sys.stderr.write("".join(traceback.format_exception(error)))
-    local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if attempt_dir is not None and failures.speaks(found.kind, local_rank=local_rank, world_size=world_size):
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if attempt_dir is not None and failures.speaks(found.kind, local_rank=_local_rank(), world_size=world_size):
         try:
             failures.write_report(attempt_dir, found)
         except OSError as problem:
@@ -163,6 +168,7 @@ def _run(job: Job, *, stop: StopRequest, tee: int | None) -> int:
 def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coordinates, stop: StopRequest) -> str:
     spec, plan = job.spec, job.plan
     rank = int(os.environ.get("RANK", "0"))
+    keeps_log = stands_for_itself(local_rank=_local_rank(), world_size=plan.topology.world_size)
     checkpointer = Checkpointer(job.run_dir / "checkpoints", spec=spec, plan=plan)
     position = checkpointer.resume(engine)
     if position is None:
@@ -186,11 +192,7 @@ def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coor
             flops_per_step=flops_per_step(plan),
             peak_flops=peak_flops(spec, plan),
             statistics=make_gather(spec, engine),
-            tidy=log_limit.of_rank(
-                local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-                world_size=plan.topology.world_size,
-                logs_each=RANK_LOGS,
-            ),
+            tidy=LogLimit() if keeps_log else None,
         )
         try:
             outcome = train(spec, plan, parts, position=position)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from llama_scale.runs.progress import Follower
-from llama_scale.train.log_limit import LogLimit, of_rank
+from llama_scale.runs.rank_logs import stands_for_itself
+from llama_scale.train.log_limit import LogLimit
 
 
 def test_large_log_is_set_aside_once_and_begins_anew(tmp_path: Path) -> None:
@@ -50,6 +51,6 @@ def test_what_is_no_log_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_one_rank_of_a_host_looks_after_a_log_that_all_share() -> None:
-    assert of_rank(local_rank=3, world_size=8, logs_each=64) is not None
-    assert of_rank(local_rank=0, world_size=16_384, logs_each=64) is not None
-    assert of_rank(local_rank=3, world_size=16_384, logs_each=64) is None
+    assert stands_for_itself(local_rank=3, world_size=8)
+    assert stands_for_itself(local_rank=0, world_size=16_384)
+    assert not stands_for_itself(local_rank=3, world_size=16_384)
