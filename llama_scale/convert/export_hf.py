@@ -28,7 +28,7 @@ from llama_scale.convert.folders import (
 from llama_scale.convert.heads import write_heads
 from llama_scale.convert.hf_config import CONFIG, GENERATION_CONFIG, make_generation_config, make_hf_config
 from llama_scale.convert.hf_weights import HfWriter, Outline, tensor_sha256
-from llama_scale.convert.import_hf import DTYPES
+from llama_scale.convert.inventory import DTYPES
 from llama_scale.convert.ledger import Ledger
 from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.merge import Merger
