@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_scale.cli.convert_output import exported, import_adapters, need_libraries, progress_bar, render
+from llama_scale.cli.convert_output import (
+    exported,
+    import_adapters,
+    need_libraries,
+    progress_bar,
+    proven_words,
+    render,
+)
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.errors import ConvertError
 
@@ -129,10 +136,15 @@ def import_(
                 "the element type that it has; cut that with `llama-scale convert reshard`"
             )
         manifest = _import_deepspeed(source, target, spec=spec)
-    _show_import(manifest, target, layout=(tensor, pipeline), as_json=as_json)
+    _show_import(manifest, target, layout=(tensor, pipeline), as_json=as_json, from_hf=spec is None)
 
 
-def _show_import(manifest: Manifest, target: Path, *, layout: tuple[int, int], as_json: bool) -> None:
+def _show_import(
+    manifest: Manifest, target: Path, *, layout: tuple[int, int], as_json: bool, from_hf: bool = False
+) -> None:
+    from llama_scale.convert.folders import REPORT, read_json
+
+    proven = (read_json(target / REPORT) or {}).get("verify") if from_hf else None
     result = {
         "checkpoint": str(target),
         "parameters": sum(math.prod(entry.shape) for entry in manifest.tensors["model"].values()),
@@ -141,13 +153,14 @@ def _show_import(manifest: Manifest, target: Path, *, layout: tuple[int, int], a
         "tensor": layout[0],
         "pipeline": layout[1],
         "parameter_digest": manifest.parameter_digest,
+        "verify": proven,
     }
-    _show(
-        result,
-        as_json=as_json,
-        text=f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, tensor={layout[0]} x "
-        f"pipeline={layout[1]}",
-    )
+    text = f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, "
+    text += f"tensor={layout[0]} x pipeline={layout[1]}"
+    text += "; " + proven_words(proven, against="transformers'") if from_hf else ""
+    _show(result, as_json=as_json, text=text)
+    if proven is not None and proven["note"]:
+        say(f"note: {proven['note']}")
 
 
 def _refuse_deepspeed(source: Path) -> None:

@@ -67,7 +67,7 @@ def verify(
     """
     weights = Weights(checkpoint, base=base)
     other = compared(weights, hf, adapter=adapter)
-    chosen, note = _choose_layout(weights.manifest, layout)
+    chosen, note = choose_layout(weights.manifest, layout)
     stages = check_layout(weights.shape, chosen)
     prompts = _prompts(_tokenizer(hf, other), weights.manifest, num_tokens=num_tokens, generate=generate, seed=seed)
     labels = {_label(choice, prompt, other.choices): (choice, prompt) for choice in other.choices for prompt in prompts}
@@ -128,7 +128,7 @@ def _expected(
     return results
 
 
-def _choose_layout(manifest: Manifest, asked: Layout | None) -> tuple[Layout, str]:
+def choose_layout(manifest: Manifest, asked: Layout | None) -> tuple[Layout, str]:
     """Return the layout of the forward pass and a note if it is not the one that was meant."""
     shape, saved = manifest.shape, manifest.topology
     if asked is None:
@@ -218,7 +218,7 @@ def compare(
         tokens=tokens.shape[1],
         max_abs_diff=diff,
         scale=scale,
-        relative=diff / scale if scale else float("nan"),
+        relative=diff / scale if scale else diff if diff == 0 else float("nan"),
         same_argmax=(wanted.argmax(-1) == got.argmax(-1)).float().mean().item(),
         generated=length,
         generated_equal=equal,
