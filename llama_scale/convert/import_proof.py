@@ -187,10 +187,11 @@ def _check_ram(source: Path, *, layout: Layout, limit: int) -> None:
     largest = max(hf_tensors(shape).values(), key=lambda tensor: math.prod(tensor.shape))
     elements = math.prod(largest.shape)
     logits_bytes = 4 * 2 * min(_TOKENS, shape.max_position_embeddings) * shape.vocab_size
-    # transformers' model: the pages of the file, and the matrix in fp32; its logits, the other model's, a difference.
-    theirs = elements * (files.dtype(largest.name).itemsize + 4) + 3 * logits_bytes
-    # A rank: its part of the checkpoint's pages, a buffer and fp32; logits of its part, gathered, and joined.
-    ours = elements // layout.tp_size * 12 + 4 * logits_bytes
+    item = files.dtype(largest.name).itemsize
+    # Here: a matrix of the file beside the checkpoint's and a copy of it; then in fp32, with both models' logits.
+    theirs = max(elements * (3 * item + 1), elements * (item + 4) + 3 * logits_bytes)
+    # A rank: its part of the checkpoint's pages, a copy, and fp32; logits of its part, gathered, and joined.
+    ours = elements // layout.tp_size * (2 * item + 4) + 4 * logits_bytes
     needed = _BASE_BYTES + max(theirs, ours)
     if needed > limit:
         raise ConvertError(
