@@ -90,16 +90,24 @@ def find_imported(bases: Path, key: str) -> ImportedBase | None:
     return ImportedBase(folder=folder, digest=digest) if isinstance(digest, str) else None
 
 
+class Busy(Exception):
+    """Another process holds a key's lock."""
+
+
 @contextmanager
-def locked(bases: Path, key: str) -> Iterator[None]:
+def locked(bases: Path, key: str, *, wait: bool = True) -> Iterator[None]:
     """Hold a key's lock, so that one process at a time imports or removes its weights; the kernel ends it with us.
 
     Raises:
+        Busy: Another process holds it; only without ``wait``.
         OSError: The folder cannot be written, or its file system has no locks.
     """
     bases.mkdir(parents=True, exist_ok=True)
     with (bases / f".{key}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy from None
         yield
 
 

@@ -44,7 +44,9 @@ def start_of(spec: RunSpec, plan: RunPlan, *, runs_dir: Path, run: RunFolder | N
     from llama_scale.cli.convert_output import progress_bar  # lazy: only where there are weights to be imported
 
     with progress_bar() as bar:
-        told = _Told(bar, f"importing the weights of {record.name} into {bases}, where later runs find them")
+        told = _Told(
+            bar, f"importing the weights of {record.name or record.path} into {bases}, where later runs find them"
+        )
         return ensure_weights(record, spec, plan, bases=bases, progress=told)
 
 

@@ -29,7 +29,7 @@ def describe_start(spec: RunSpec) -> StartRecord:
     if source is None:
         return StartRecord(kind="seed", seed=spec.seed, init_std=spec.model.init_std)
     folder = Path(source).absolute()
-    named = StartRecord(kind="folder", name=spec.model.base_name or source, path=str(folder))
+    named = StartRecord(kind="folder", name=spec.model.base_name, path=str(folder))
     if is_hf_folder(folder):
         return named
     found = named.model_copy(update={"kind": "checkpoint", "weights": str(folder)})
@@ -114,7 +114,7 @@ def ensure_weights(
         else:
             made = import_again(record, bases, layout=layout, progress=progress)
     except (ConvertError, OSError) as error:
-        raise LaunchError(f"cannot start from the weights of {record.name}: {error}") from error
+        raise LaunchError(f"cannot start from the weights of {record.name or record.path}: {error}") from error
     return record.model_copy(update={"digest": made.digest, "weights": str(made.folder)})
 
 
