@@ -73,7 +73,12 @@ def exported(report: dict[str, Any], *, target: Path, checkpoint: Path) -> tuple
     proven = report.get("verify")
     words = proven_words(proven, against="the sharded model's")
     result = {"hf": str(target), "checkpoint": str(checkpoint), "step": report["step"], "dtype": report.get("dtype")}
-    result |= {"adapter": report.get("adapter"), "adapters": report.get("adapters"), "mixture": report.get("mixture")}
+    result |= {
+        "base": report["base"],
+        "adapter": report.get("adapter"),
+        "adapters": report.get("adapters"),
+        "mixture": report.get("mixture"),
+    }
     count = report["counts"]["target_tensors"] if "counts" in report else len(report["tensors"])
     result |= {"tensors": count, "tokenizer": report.get("tokenizer"), "verify": proven}
     what = [f"step {report['step']}", report.get("dtype") or "", f"adapter {report.get('adapter')}"]
