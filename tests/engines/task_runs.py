@@ -88,6 +88,7 @@ def train_tasks(case: Case, run_dir: Path, *, steps: int = 6) -> dict[str, Any]:
     from llama_scale.train.engine import make_engine
     from llama_scale.train.samples import make_task_samples
     from llama_scale.train.statistics import gather, statistics_names
+    from llama_scale.train.validation import mean_loss
 
     spec, plan = case.spec(), case.plan()
     join(plan, device=case.device)
@@ -106,6 +107,7 @@ def train_tasks(case: Case, run_dir: Path, *, steps: int = 6) -> dict[str, Any]:
         curve.append((result.loss, result.grad_norm))
         losses.append(dict(gather(statistics_names(spec), engine.chunks).task_losses))
     validation = {
-        task.name: engine.evaluate(batch(held_out.alone(number), 0)) for number, task in enumerate(held_out.tasks)
+        task.name: mean_loss(engine, held_out.alone(number), limit=9, plan=plan, dp_rank=rank)
+        for number, task in enumerate(held_out.tasks)
     }
     return {"curve": curve, "losses": losses, "validation": validation}

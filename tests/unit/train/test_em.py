@@ -9,7 +9,7 @@ import torch
 from llama_scale.errors import CheckpointError
 from llama_scale.layout.boxes import Box
 from llama_scale.train.em import ATTEMPTS, GeneralisedEm, Snapshot
-from llama_scale.train.engine import LocalPiece, StepResult
+from llama_scale.train.engine import LocalPiece, LossSum, StepResult
 
 BOX = Box.whole((1,))
 
@@ -36,8 +36,8 @@ class Valley:
         self.step += 1
         return StepResult(loss=loss, grad_norm=1.0, tokens=1, skipped=False)
 
-    def evaluate(self, batch: Any) -> float:
-        return self.loss
+    def evaluate(self, batch: Any) -> LossSum:
+        return LossSum(total=self.loss, tokens=1)
 
     def model_pieces(self) -> Iterator[LocalPiece]:
         yield self._piece("model")

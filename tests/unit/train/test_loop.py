@@ -16,7 +16,7 @@ from llama_scale.layout.boxes import Box
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.spec.run import RunSpec
 from llama_scale.train.checkpointing import Checkpointer, Position
-from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader
+from llama_scale.train.engine import LocalPiece, LossSum, MicroBatches, StepResult, TensorReader
 from llama_scale.train.loop import LoopParts, NonFiniteError, best_validation_loss, log_progress, train
 from llama_scale.train.metrics import StepRecord
 from llama_scale.train.profile import StepProfiler
@@ -42,8 +42,8 @@ class OneWeight:
         self.step += not skipped
         return StepResult(loss=loss, grad_norm=1.0, tokens=64, skipped=skipped)
 
-    def evaluate(self, batch: MicroBatches) -> float:
-        return 1.0
+    def evaluate(self, batch: MicroBatches) -> LossSum:
+        return LossSum(total=1.0, tokens=1)
 
     def model_pieces(self) -> Iterator[LocalPiece]:
         box = Box.whole((1,))
