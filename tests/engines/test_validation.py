@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tasks_case(
-    folder: Path, *names: str, batches: int = 20, packing: bool = False, **fields: Any
-) -> Case:
+def tasks_case(folder: Path, *names: str, batches: int = 20, packing: bool = False, **fields: Any) -> Case:
     found = sections(folder, *(names or WEIGHTS))
     found["tasks"] = tuple({**task, "weight": WEIGHTS[task["name"]]} for task in found["tasks"])
     found["data"] = {**found["data"], "packing": packing}
@@ -100,49 +98,49 @@ def _case(folder: Path, found: dict[str, Any], *, batches: int, **fields: Any) -
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What one rank reported: validation, and the first step on the training split."""
+    """What one rank reported: validation, or the first step on the training split."""
 
-    loss: float
-    tasks: dict[str, float]
-    step: tuple[float, float, int]
-    of_step: dict[str, float]
-    head: dict[str, torch.Tensor] = field(compare=False)
+    loss: float = 0.0
+    tasks: dict[str, float] = field(default_factory=dict)
+    step: tuple[float, float, int] | None = None
+    of_step: dict[str, float] = field(default_factory=dict)
+    head: dict[str, torch.Tensor] = field(compare=False, default_factory=dict)
 
 
 def measure(cases: Sequence[Case], folder: Path) -> list[Found]:
-    """Validate each case from the imported weights, then make a step."""
+    """Start each case from the imported weights: one that trains on one task makes a step, others are validated."""
     from llama_scale.train.checkpointing import Checkpointer
-    from llama_scale.train.samples import make_samples
-    from llama_scale.train.statistics import gather, statistics_names
-    from llama_scale.train.validation import make_validation
 
     results = []
     for number, (case, engine) in enumerate(start_in_turn(cases)):
-        spec, plan, run = case.spec(), case.plan(), folder / f"run-{case.world_size}-{number}"
-        checkpointer = Checkpointer(run / "checkpoints", spec=spec, plan=plan)
+        run = folder / f"run-{number}"
+        checkpointer = Checkpointer(run / "checkpoints", spec=case.spec(), plan=case.plan())
         assert checkpointer.warm_start(engine)
-        dp_rank = engine.coordinates.dp_rank
-        validate = make_validation(spec, plan, engine, dp_rank=dp_rank, run_dir=run)
-        assert validate is not None
-        found = validate()
-        head = {}
-        if case.world_size == 1:
-            head = {p.name: p.tensor.detach().clone() for p in engine.model_pieces() if "qa" in p.name}
-        samples = make_samples(spec, split="train", run_dir=run)
-        batch = samples.global_batch(0, batch=plan.batch, dp_rank=dp_rank, dp_size=case.dp)
-        step = engine.train_step(batch, 1e-4)
-        tasks = dict(gather(statistics_names(spec), engine.chunks).task_losses)
+        results.append((_step if len(case.spec().tasks) == 1 else _validate)(case, engine, run))
         checkpointer.close()
-        results.append(
-            Found(
-                loss=found.loss,
-                tasks=dict(found.task_losses),
-                head=head,
-                step=(step.loss, step.grad_norm, step.tokens),
-                of_step=tasks,
-            )
-        )
     return results
+
+
+def _validate(case: Case, engine: Any, run: Path) -> Found:
+    from llama_scale.train.validation import make_validation
+
+    validate = make_validation(case.spec(), case.plan(), engine, dp_rank=engine.coordinates.dp_rank, run_dir=run)
+    assert validate is not None
+    found = validate()
+    head = {p.name: p.tensor.detach().clone() for p in engine.model_pieces() if "qa" in p.name}
+    return Found(loss=found.loss, tasks=dict(found.task_losses), head=head if case.world_size == 1 else {})
+
+
+def _step(case: Case, engine: Any, run: Path) -> Found:
+    from llama_scale.train.samples import make_samples
+    from llama_scale.train.statistics import gather, statistics_names
+
+    batch = make_samples(case.spec(), split="train", run_dir=run).global_batch(
+        0, batch=case.plan().batch, dp_rank=engine.coordinates.dp_rank, dp_size=case.dp
+    )
+    result = engine.train_step(batch, 1e-4)
+    losses = gather(statistics_names(case.spec()), engine.chunks).task_losses
+    return Found(step=(result.loss, result.grad_norm, result.tokens), of_step=dict(losses))
 
 
 # --- what transformers and formulas say -------------------------------------------------------------------------------
@@ -203,21 +201,22 @@ def search_loss(model: LlamaForCausalLM, rows: Sequence[Feature]) -> torch.Tenso
 
 
 @torch.no_grad()
-def indexed_losses(model: LlamaForCausalLM, case: Case) -> list[tuple[float, int]]:
-    """Return the summed loss and the counted tokens of every window that the validation split has."""
+def expected_tokens(folder: Path, case: Case) -> float:
+    """Return the loss over every window that the validation split has."""
     spec = case.spec()
     assert spec.data.kind == "indexed"
     samples = Samples(spec.data, split="validation", seed=spec.seed, vocab_size=VOCABULARY)
-    found = []
-    for part, stream in enumerate(samples._streams):
+    sequences = []
+    for stream in samples._streams:
         for number in range(stream.windows):
-            window = samples._read(part, number)
-            documents = window.documents if spec.data.isolate_documents else np.zeros_like(window.documents)
-            pieces = [window.tokens[documents == n] for n in np.unique(documents)]
-            parts = [Feature(tokens=one, weights=np.r_[0, np.ones(len(one) - 1)]) for one in pieces if len(one) > 1]
-            total, tokens = language_loss(model, parts)
-            found.append((float(total), tokens))
-    return found
+            tokens, documents = stream.sample(number)
+            places = documents if spec.data.isolate_documents else np.zeros_like(documents)
+            pieces = [tokens[places == n] for n in np.unique(places)]
+            sequences += [
+                Feature(tokens=one, weights=np.r_[0, np.ones(len(one) - 1)]) for one in pieces if len(one) > 1
+            ]
+    total, tokens = language_loss(judge(folder), sequences)
+    return float(total) / tokens
 
 
 @torch.no_grad()
@@ -229,6 +228,15 @@ def expected_tasks(folder: Path, case: Case, head: dict[str, torch.Tensor]) -> d
         "qa": float(span_loss(model, features(case, "qa", "validation"), head)),
         "search": float(search_loss(model, features(case, "search", "validation"))),
     }
+
+
+def expected_step(folder: Path, case: Case) -> tuple[float, float, int]:
+    """Return loss, gradient norm and tokens of a batch that holds all training rows."""
+    model = judge(folder)
+    total, tokens = language_loss(model, features(case, "sum", "train"))
+    (total / tokens).backward()
+    squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]
+    return float(total.detach()) / tokens, float(torch.stack(squares).sum().sqrt()), tokens
 
 
 def zero(stage: int) -> dict[str, Any]:
@@ -256,6 +264,17 @@ LAYOUTS: dict[str, list[dict[str, Any]]] = {
 """Layouts by number of processes; none of the batches divides the rows."""
 
 
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "one": [{"micro": 4}],
+    "two": [
+        {"dp": 2, "engine": {"kind": "ddp"}},
+        {"dp": 2, "distributed_optimizer": True},
+        {"dp": 2, "engine": zero(3)},
+    ],
+    "four": [{"tp": 2, "pp": 2}, {"pp": 2, "dp": 2, "engine": zero(1)}],
+}
+
+
 @pytest.fixture(scope="module")
 def head(folder: Path) -> dict[str, torch.Tensor]:
     [[found]] = run_ranks(1, measure, [tasks_case(folder)], folder / "head")
@@ -263,48 +282,26 @@ def head(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("layouts", LAYOUTS)
-def test_validation_equals_transformers_however_rows_are_dealt(
+def test_losses_and_gradients_weigh_every_token_alike(
     folder: Path, head: dict[str, torch.Tensor], layouts: str
 ) -> None:
     on_tasks = [tasks_case(folder, **layout) for layout in LAYOUTS[layouts]]
-    on_tokens = [indexed_case(folder, isolate=n % 2 > 0, **layout) for n, layout in enumerate(LAYOUTS[layouts])]
+    on_tokens = [indexed_case(folder, isolate=n == 1, **layout) for n, layout in enumerate(LAYOUTS[layouts][:2])]
+    steps = [tasks_case(folder, "sum", global_batch=TRAIN, **layout) for layout in STEPS[layouts]]
+    cases = [*on_tasks, *on_tokens, *steps]
 
-    found = in_agreement([*on_tasks, *on_tokens], folder / layouts)
+    first, *others = run_ranks(cases[0].world_size, measure, cases, folder / layouts)
 
+    assert all(other == first for other in others), "ranks report different numbers"
+    found = iter(first)
     expected = expected_tasks(folder, on_tasks[0], head)
     total = sum(WEIGHTS[name] * loss for name, loss in expected.items()) / sum(WEIGHTS.values())
     for case, one in zip(on_tasks, found, strict=False):
         assert one.tasks == pytest.approx(expected, rel=LOSS), case
         assert one.loss == pytest.approx(total, rel=LOSS), case
-    for case, one in zip(on_tokens, found[len(on_tasks) :], strict=True):
-        windows = indexed_losses(judge(folder), case)
-        assert one.loss == pytest.approx(sum(t for t, _ in windows) / sum(n for _, n in windows), rel=LOSS), case
-
-
-def in_agreement(cases: list[Case], folder: Path) -> list[Found]:
-    """Return what all ranks found alike in each case."""
-    first, *others = run_ranks(cases[0].world_size, measure, cases, folder)
-    assert all(other == first for other in others)
-    return first
-
-
-STEPS: dict[str, list[dict[str, Any]]] = {
-    "one": [{"micro": 4}],
-    "two": [{"dp": 2, "engine": {"kind": "ddp"}}, {"dp": 2, "micro": 2, "distributed_optimizer": True}]
-    + [{"dp": 2, "engine": zero(3)}, {"tp": 2}],
-    "four": [{"tp": 2, "pp": 2}, {"pp": 2, "dp": 2, "engine": zero(1)}],
-}
-
-
-@pytest.mark.parametrize("layouts", STEPS)
-def test_step_weighs_every_token_alike(folder: Path, layouts: str) -> None:
-    cases = [tasks_case(folder, "sum", global_batch=TRAIN, **layout) for layout in STEPS[layouts]]
-    model = judge(folder)
-    total, tokens = language_loss(model, features(cases[0], "sum", "train"))  # all rows are in the first batch
-    (total / tokens).backward()
-    norm = float(torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None]).sum().sqrt())
-    loss = float(total.detach()) / tokens
-
-    for case, one in zip(cases, in_agreement(cases, folder / f"step-{layouts}"), strict=True):
+    for case, one in zip(on_tokens, found, strict=False):
+        assert one.loss == pytest.approx(expected_tokens(folder, case), rel=LOSS), case
+    loss, norm, tokens = expected_step(folder, steps[0])
+    for case, one in zip(steps, found, strict=False):
         assert one.step == (pytest.approx(loss, rel=LOSS), pytest.approx(norm, rel=NORM), tokens), case
         assert one.of_step == {"sum": pytest.approx(loss, rel=LOSS)}, case
