@@ -90,7 +90,7 @@ class StagePipeline(PipelineModule):
         self._scale = scale
 
     def _rows(self, micro: MicroBatch, *, training: bool) -> int:
-        """Return the rows that go from stage to stage: a mixture's are more in evaluation, and where tasks are mixed."""
+        """Return the rows that go from stage to stage: evaluation has those of a mixture once for every adapter."""
         mixture, rows = self.stage.chunk.mixture_rows, micro["tokens"].shape[0]
         if mixture is None:
             return rows

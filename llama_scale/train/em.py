@@ -50,6 +50,8 @@ class GeneralisedEm:
         for attempt, (factor, momentum) in enumerate(ATTEMPTS):
             if attempt:
                 self._before.restore(self._engine, momentum=momentum)
+                for chunk in self._engine.chunks:
+                    chunk.statistics.clear()  # the step counts once, however often it is tried
             result = self._engine.train_step(batch, lr * factor)
             # Every rank sees the same two numbers. NaN is no improvement.
             if result.skipped or self._engine.evaluate(batch).mean <= result.loss:

@@ -25,10 +25,12 @@ class Validation:
 
     Args:
         loss: Summed loss over counted tokens; of several tasks, the mean of their losses by their weights.
+        rows: Rows that it was measured on.
         task_losses: Each task's own: its summed loss over what it counts.
     """
 
     loss: float
+    rows: int
     task_losses: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -52,17 +54,17 @@ def make_validation(
 
     if spec.data.kind != "tasks":
         samples = make_samples(spec, split="validation", run_dir=run_dir)
-        _log_rows({"": samples}, limit=limit)
-        return lambda: Validation(loss=loss_of(samples))
+        rows = _count_rows({"": samples}, limit=limit)
+        return lambda: Validation(loss=loss_of(samples), rows=rows)
     by_task = make_task_samples(spec, split="validation", run_dir=run_dir)
     alone = {task.name: by_task.alone(number) for number, task in enumerate(by_task.tasks)}
     weights = {task.name: task.weight for task in by_task.tasks}
-    _log_rows(alone, limit=limit)
+    rows = _count_rows(alone, limit=limit)
 
     def validate() -> Validation:
         losses = {name: loss_of(of_task) for name, of_task in alone.items()}
         total = sum(weights[name] * loss for name, loss in losses.items()) / sum(weights.values())
-        return Validation(loss=total, task_losses=losses)
+        return Validation(loss=total, rows=rows, task_losses=losses)
 
     return validate
 
@@ -87,10 +89,10 @@ def mean_loss(engine: Engine, samples: SampleSource, *, limit: int, plan: RunPla
     return total / tokens if tokens else math.nan
 
 
-def _log_rows(sources: Mapping[str, SampleSource], *, limit: int) -> None:
-    for name, samples in sources.items():
-        of_task = f" of task {name}" if name else ""
-        rows, there = min(limit, len(samples)), len(samples)
-        logger.info(
-            "validation: %s rows%s%s", f"{rows:,}", of_task, ", all there are" if rows == there else f" of {there:,}"
-        )
+def _count_rows(sources: Mapping[str, SampleSource], *, limit: int) -> int:
+    """Return the rows of an evaluation, and log those of each task."""
+    counts = {name: min(limit, len(samples)) for name, samples in sources.items()}
+    for name, rows in counts.items():
+        whole = "all there are" if rows == len(sources[name]) else f"of {len(sources[name]):,}"
+        logger.info("validation: %s rows%s, %s", f"{rows:,}", f" of task {name}" if name else "", whole)
+    return sum(counts.values())

@@ -44,6 +44,7 @@ def check(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
         assert a == pytest.approx(b, rel=LOSS) and n == pytest.approx(m, rel=NORM)
     for ours, theirs in zip(found[0]["losses"], expected["losses"], strict=True):
         assert ours == pytest.approx(theirs, rel=LOSS)
+    assert found[0]["counts"] == expected["counts"]
     assert found[0]["validation"] == pytest.approx(expected["validation"], rel=LOSS)
 
 
@@ -73,3 +74,5 @@ def test_tasks_train_all_adapters(folder: Path, tmp_path_factory: pytest.TempPat
     # Without adapters outside, the one task's loss is the step's.
     for (loss, _), losses in zip(expected["curve"], expected["losses"], strict=True):
         assert losses == pytest.approx({"sum": loss}, rel=1e-6)
+    # The posterior's responsibilities are shares of documents.
+    assert all(0 < documents < tokens["sum"] for tokens, documents in expected["counts"])

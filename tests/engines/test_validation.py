@@ -103,7 +103,7 @@ class Found:
     loss: float = 0.0
     tasks: dict[str, float] = field(default_factory=dict)
     step: tuple[float, float, int] | None = None
-    of_step: dict[str, float] = field(default_factory=dict)
+    of_step: dict[str, tuple[float, float]] = field(default_factory=dict)
     head: dict[str, torch.Tensor] = field(compare=False, default_factory=dict)
 
 
@@ -139,8 +139,11 @@ def _step(case: Case, engine: Any, run: Path) -> Found:
         0, batch=case.plan().batch, dp_rank=engine.coordinates.dp_rank, dp_size=case.dp
     )
     result = engine.train_step(batch, 1e-4)
-    losses = gather(statistics_names(case.spec()), engine.chunks).task_losses
-    return Found(step=(result.loss, result.grad_norm, result.tokens), of_step=dict(losses))
+    found = gather(statistics_names(case.spec()), engine.chunks)
+    return Found(
+        step=(result.loss, result.grad_norm, result.tokens),
+        of_step={name: (loss, found.task_tokens[name]) for name, loss in found.task_losses.items()},
+    )
 
 
 # --- what transformers and formulas say -------------------------------------------------------------------------------
@@ -304,4 +307,4 @@ def test_losses_and_gradients_weigh_every_token_alike(
     loss, norm, tokens = expected_step(folder, steps[0])
     for case, one in zip(steps, found, strict=False):
         assert one.step == (pytest.approx(loss, rel=LOSS), pytest.approx(norm, rel=NORM), tokens), case
-        assert one.of_step == {"sum": pytest.approx(loss, rel=LOSS)}, case
+        assert one.of_step == {"sum": (pytest.approx(loss, rel=LOSS), tokens)}, case
