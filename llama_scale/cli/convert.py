@@ -74,6 +74,12 @@ def import_(
     max_ram: Annotated[
         str | None, typer.Option(help="Refuse before starting if more memory may be needed, e.g. 1.5GB.")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Prove the result before it appears: against transformers on the folder."
+        ),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Make a sharded checkpoint of a Hugging Face folder, for any tensor and pipeline degree.
@@ -109,9 +115,13 @@ def import_(
     if spec is None:
         _refuse_deepspeed(source)
         from llama_scale.convert.import_hf import import_hf  # lazy: keeps torch out of --help
+        from llama_scale.convert.import_proof import import_proof
 
         with progress_bar() as bar:
-            manifest = import_hf(source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, progress=bar)
+            proof = import_proof(source, layout=layout, max_ram_bytes=limit, progress=bar) if verify else None
+            manifest = import_hf(
+                source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, proof=proof, progress=bar
+            )
     else:
         if not plain:
             raise ConvertError(

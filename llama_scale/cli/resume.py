@@ -23,7 +23,7 @@ from llama_scale.runs.preflight import check_inputs
 from llama_scale.runs.resume_plan import ResumePlan, decide_resume
 from llama_scale.runs.resume_spec import load_resumed
 from llama_scale.runs.submission import check_idle
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.run import RunSpec
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -107,7 +107,7 @@ def _continue(run: RunFolder, overrides: list[str]) -> _Continuation:
         refusal = ResumePlan(kind="refuse", checkpoint=name, step=0, steps=plan.steps, reasons=(str(error),))
         return _Continuation(spec=spec, plan=plan, decision=refusal, notes=notes)
     decision = decide_resume(
-        manifest, checkpoint=newest.name if newest else None, old=load_spec(run.spec), new=spec, plan=plan
+        manifest, checkpoint=newest.name if newest else None, old=load_run_spec(run.spec), new=spec, plan=plan
     )
     return _Continuation(spec=spec, plan=plan, decision=decision, notes=notes)
 

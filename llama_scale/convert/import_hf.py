@@ -12,10 +12,11 @@ import torch
 
 from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.pieces import Piece
-from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, commit
+from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, publish, seal
 from llama_scale.convert.folders import (
     REPORT,
     Progress,
+    Proof,
     Silence,
     check_space,
     check_target,
@@ -51,6 +52,7 @@ def import_hf(
     layout: Layout,
     dtype: str | None = None,
     max_ram_bytes: int | None = None,
+    proof: Proof | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the weights of a Hugging Face folder as a checkpoint (step 0, no optimizer state).
@@ -61,11 +63,13 @@ def import_hf(
         layout: How the tensors are cut into shards. Any layout reads any checkpoint; its own reads it fastest.
         dtype: ``fp32`` or ``bf16``; None keeps the files'.
         max_ram_bytes: Refuse before starting if more memory may be needed.
+        proof: Is called before the folder appears, see ``import_proof``; what it returns goes into report.json.
         progress: Is told of the bytes written.
 
     Raises:
         ConvertError: The folder is no LLaMA that can be converted (see ``read_shape``, ``HfWeights``), a tensor
-            is missing, unknown or of another shape, the layout does not divide the model, or writing failed.
+            is missing, unknown or of another shape, the layout does not divide the model, or writing or the proof
+            failed.
     """
     check_target(target)
     shape = read_shape(source)
@@ -104,8 +108,10 @@ def import_hf(
         facts = {"kind": "import", "source": str(source), "dtype": str(chosen).removeprefix("torch.")}
         degrees = {"tensor": layout.tp_size, "pipeline": layout.pp_size, "virtual": layout.vp_size}
         padding = {"layout": degrees, "padding_rows_in_memory": padding_rows(shape, layout)}
-        write_json(tmp / REPORT, facts | padding | ledger.report())
-        commit(tmp, target, manifest)
+        seal(tmp, manifest)
+        verified = {} if proof is None else {"verify": proof(tmp)}
+        write_json(tmp / REPORT, facts | padding | ledger.report() | verified)
+        publish(tmp, target)
     return manifest
 
 

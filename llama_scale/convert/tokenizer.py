@@ -12,7 +12,7 @@ from typing import Any
 
 from llama_scale.convert.folders import ORIGIN, read_json, run_of, tokenizer_files, write_json
 from llama_scale.errors import ConvertError, SpecError
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec
 
 _SPACE = "\u2581"
 _UNIGRAM, _BPE = 1, 2
@@ -55,7 +55,7 @@ def find_tokenizer(checkpoint: Path, *, asked: Path | None) -> Path | None:
     if run is None:
         return None
     try:
-        spec = load_spec(run / "spec.yaml")
+        spec = load_run_spec(run / "spec.yaml")
     except SpecError as error:
         raise ConvertError(
             f"the tokenizer is not known, because {run / 'spec.yaml'} cannot be read: {error}"

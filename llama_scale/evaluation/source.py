@@ -13,7 +13,7 @@ from llama_scale.checkpoint.manifest import MANIFEST, Manifest, checkpoint_name,
 from llama_scale.convert.hf_config import CONFIG
 from llama_scale.errors import LaunchError
 from llama_scale.runs.find import find_run, is_run_folder
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec, load_spec
 from llama_scale.spec.run import RunSpec
 
 
@@ -61,7 +61,7 @@ def open_source(
         ConvertError: It cannot be assembled.
         SpecError: The spec is not valid.
     """
-    given = None if spec is None else load_spec(str(spec))
+    given = None if spec is None else (load_run_spec if is_run_folder(spec.parent) else load_spec)(spec)
     path = Path(name)
     if (path / CONFIG).is_file() or (path / MANIFEST).is_file():
         if step is not None:
@@ -71,7 +71,7 @@ def open_source(
             return
         with tempfile.TemporaryDirectory(prefix="llama-scale-") as temporary:
             run = _run_of(path)
-            known = given or (load_spec(str(run / "spec.yaml")) if run else None)
+            known = given or (load_run_spec(run / "spec.yaml") if run else None)
             progress(f"assembling {path}")
             yield _assemble(path, Path(temporary) / "hf", spec=known, run=None)
         return
@@ -84,7 +84,7 @@ def open_source(
     folder = run / "assembled" / checkpoint.name
     if not (folder / CONFIG).is_file():
         progress(f"assembling {checkpoint} into {folder}")
-    yield _assemble(checkpoint, folder, spec=given or load_spec(str(run / "spec.yaml")), run=run)
+    yield _assemble(checkpoint, folder, spec=given or load_run_spec(run / "spec.yaml"), run=run)
 
 
 def _run_of(checkpoint: Path) -> Path | None:

@@ -16,7 +16,7 @@ from llama_scale.report.metrics import Curves, read_curves
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.records import MemoryPeak, RankFailure, Verdict, load_record
 from llama_scale.runs.view import RunView, look
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.run import RunSpec
 
 _RANK_FILE = re.compile(r"memory-rank-(\d+)\.json")
@@ -108,7 +108,7 @@ def collect(run: RunFolder, *, name: str, hardware_of: Callable[[RunSpec], Hardw
 
 def _spec(run: RunFolder) -> tuple[RunSpec | None, str]:
     try:
-        return load_spec(str(run.spec)), ""
+        return load_run_spec(str(run.spec)), ""
     except LlamaScaleError as error:
         return None, f"Its spec cannot be read any more: {str(error)[:300]}"
 

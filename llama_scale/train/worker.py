@@ -24,7 +24,7 @@ from llama_scale.errors import PREEMPTED_EXIT, LaunchError
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.rank_logs import stands_for_itself
-from llama_scale.spec.load import load_spec, spec_digest
+from llama_scale.spec.load import load_run_spec, spec_digest
 from llama_scale.train import distributed, failures, noise, trackers
 from llama_scale.train.checkpointing import Checkpointer, Position
 from llama_scale.train.engine import Engine, make_engine, module_of
@@ -85,7 +85,7 @@ def load_job(run_dir: Path, *, attempt: int, profile: str | None) -> Job:
         if not (run_dir / name).is_file():
             raise LaunchError(f"{run_dir} is no run folder: it has no {name}; `llama-scale launch SPEC` makes one")
     steps = None if profile is None else parse_steps(profile)
-    spec = load_spec(str(run_dir / "spec.yaml"))
+    spec = load_run_spec(str(run_dir / "spec.yaml"))
     trackers.check_packages(spec.tracking)
     plan = RunPlan.from_json((run_dir / "plan.json").read_text(encoding="utf-8"))
     if plan.spec_digest != spec_digest(spec):
