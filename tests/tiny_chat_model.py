@@ -1,4 +1,4 @@
-"""A tiny LLaMA with a chat template as a Hugging Face folder, made by transformers: what the fine-tuning tests start from."""
+"""A tiny LLaMA with a chat template, made by transformers: what fine-tuning tests start from."""
 
 from __future__ import annotations
 
