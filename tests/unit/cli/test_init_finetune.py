@@ -114,7 +114,7 @@ def test_rows_are_as_long_as_the_longest_example_needs_and_the_context_allows(tm
     words = ("--model", model, "--task", "sft", "--adapter", "lora", "--data")
     rows = rows_of("messages", 60)
     short = written(tmp_path / "short.yaml", *words, write_rows(tmp_path / "short.jsonl", rows))
-    rows[7]["messages"][1]["content"] = ANSWER * 30
+    rows[7]["messages"][1]["content"] = ANSWER * 12
     middle = written(tmp_path / "middle.yaml", *words, write_rows(tmp_path / "middle.jsonl", rows))
     rows[7]["messages"][1]["content"] = ANSWER * 3000
     long = written(tmp_path / "long.yaml", *words, write_rows(tmp_path / "long.jsonl", rows))
@@ -129,8 +129,10 @@ def test_no_conversation_is_longer_than_its_estimate(tmp_path: Path, model: Path
 
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     lines = (data_dir("configs") / "finetune" / "sample" / "chat.jsonl").read_text().splitlines()
-    for number, line in enumerate(lines):
-        row = json.loads(line)
+    rows = [json.loads(line) for line in lines]
+    for text in ("3.14159 2718281828 " * 9, "return [i**2 for i in range(5)]\n" * 9):
+        rows.append({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]})
+    for number, row in enumerate(rows):
         found = survey([("train", Example(f"chat.jsonl:{number}", row))], vocab_size=len(tokenizer))
         real = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)
         assert len(real) <= found.longest <= 4 * len(real)
