@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from llama_scale.checkpoint.manifest import file_sha256, load_manifest, verify_files
@@ -26,13 +27,13 @@ _READ = (".json", ".jinja", ".model", ".safetensors", ".txt")
 _HASHED_AT_ONCE = 4
 
 
-def bases_beside(run: Path) -> Path:
-    """Return the folder of imported weights that a run folder uses."""
-    return run.absolute().parent / BASES
+def bases_in(runs_dir: Path) -> Path:
+    """Return the folder of imported weights that the runs of a folder share."""
+    return runs_dir.absolute() / BASES
 
 
 def source_key(source: Path) -> str:
-    """Return the name that the imported weights of a Hugging Face folder have; only looks at its files' sizes and times.
+    """Return the name of a Hugging Face folder's imported weights, from its files' sizes and times alone.
 
     Raises:
         OSError: The folder cannot be read.
@@ -62,25 +63,51 @@ def source_digest(source: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def is_whole(folder: Path) -> bool:
-    """Tell whether imported weights are there, every file of its size; their ranks compare the hashes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedBase:
+    """Imported weights that are there.
+
+    Args:
+        folder: A checkpoint folder of them.
+        digest: ``source_digest`` of where they came from.
+    """
+
+    folder: Path
+    digest: str
+
+
+def find_imported(bases: Path, key: str) -> ImportedBase | None:
+    """Return the imported weights of a key, every file of its size; None if they are not there or not whole.
+
+    Hashes are compared by the ranks that load them.
+    """
+    folder = bases / key
     try:
         verify_files(folder, manifest=load_manifest(folder), hashes=False)
-    except CheckpointError:
-        return False
-    return True
+        digest = json.loads((folder / "report.json").read_bytes())["source_digest"]
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return ImportedBase(folder=folder, digest=digest) if isinstance(digest, str) else None
+
+
+class Busy(Exception):
+    """Another process holds a key's lock."""
 
 
 @contextmanager
-def locked(bases: Path, key: str) -> Iterator[None]:
+def locked(bases: Path, key: str, *, wait: bool = True) -> Iterator[None]:
     """Hold a key's lock, so that one process at a time imports or removes its weights; the kernel ends it with us.
 
     Raises:
+        Busy: Another process holds it; only without ``wait``.
         OSError: The folder cannot be written, or its file system has no locks.
     """
     bases.mkdir(parents=True, exist_ok=True)
     with (bases / f".{key}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy from None
         yield
 
 

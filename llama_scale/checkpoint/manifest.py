@@ -82,9 +82,10 @@ class StartRecord(Section):
         description="Of a Hugging Face folder: SHA-256 of its config and weight files; of a checkpoint: its "
         "parameter_digest.",
     )
-    imported: str | None = Field(
-        None, pattern=r"^[0-9a-f]+$", description="Folder in RUNS_DIR/.bases that holds the imported weights."
+    weights: str | None = Field(
+        None, description="Checkpoint folder that they are read from: of a Hugging Face folder, the imported copy."
     )
+    adapters: str | None = Field(None, description="Checkpoint whose adapters on that base the run went on from.")
     seed: int | None = Field(None, description="Seed that the weights were drawn from.")
     init_std: PositiveFloat | None = Field(None, description="Standard deviation that they were drawn with.")
 
@@ -92,7 +93,7 @@ class StartRecord(Section):
         """Say it in a few words, for logs and tables."""
         if self.kind == "seed":
             return f"drawn from seed {self.seed}"
-        return f"{self.name}, digest {self.digest[:12] if self.digest else 'not known'}"
+        return f"{self.name or self.path}, digest {self.digest[:12] if self.digest else 'not known'}"
 
 
 class ExtensionRecord(Section):

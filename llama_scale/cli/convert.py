@@ -38,7 +38,9 @@ StageLayers = Annotated[
 ]
 Base = Annotated[
     Path | None,
-    typer.Option(help="Checkpoint of the frozen base that adapters were trained on; default: where it was then."),
+    typer.Option(
+        help="Checkpoint or Hugging Face folder of the base that adapters were trained on; default: where it was then."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -63,7 +63,12 @@ def exported(report: dict[str, Any], *, target: Path, checkpoint: Path) -> tuple
         worst = max(c["relative"] for c in proven["comparisons"])
         words = f"logits equal to the sharded model's within {worst:.1e} (allowed {proven['tolerance']:.0e})"
     result = {"hf": str(target), "checkpoint": str(checkpoint), "step": report["step"], "dtype": report.get("dtype")}
-    result |= {"adapter": report.get("adapter"), "adapters": report.get("adapters"), "mixture": report.get("mixture")}
+    result |= {
+        "base": report["base"],
+        "adapter": report.get("adapter"),
+        "adapters": report.get("adapters"),
+        "mixture": report.get("mixture"),
+    }
     count = report["counts"]["target_tensors"] if "counts" in report else len(report["tensors"])
     result |= {"tensors": count, "tokenizer": report.get("tokenizer"), "verify": proven}
     what = [f"step {report['step']}", report.get("dtype") or "", f"adapter {report.get('adapter')}"]

@@ -84,14 +84,16 @@ def launch(
     if dry_run:
         _show(bundle, out)
         return
-    from llama_scale.cli.start import begin  # lazy: a dry run starts nothing
+    from llama_scale.cli.base import start_of  # lazy: a dry run starts nothing
+    from llama_scale.cli.start import begin
     from llama_scale.runs.preflight import check_inputs
 
     if resolved.launcher.kind != "kubernetes":  # its images and claims have what a run needs, not this machine
         check_inputs(resolved)
     if not no_doctor:
         _ask_hosts(resolved, plan, runs_dir)
-    run = RunFolder.create(runs_dir, name=resolved.name, files=bundle.files)
+    start = start_of(resolved, plan, runs_dir=runs_dir)
+    run = RunFolder.create(runs_dir, name=resolved.name, files=bundle.files, start=start)
     raise typer.Exit(begin(run, spec=resolved, plan=plan, detach=detach))
 
 

@@ -70,7 +70,8 @@ def resume(
         if found.decision.kind == "refuse":
             raise typer.Exit(LaunchError.exit_code)
         return
-    from llama_scale.cli.start import begin  # lazy: --plan starts nothing
+    from llama_scale.cli.base import start_of  # lazy: --plan starts nothing
+    from llama_scale.cli.start import begin
 
     lock = RunLock.acquire(folder)
     try:
@@ -82,7 +83,11 @@ def resume(
         if found.spec.launcher.kind == "kubernetes":  # what a run needs is in its images and claims
             say("the pods go on from the newest checkpoint on the claim, whatever is said below of this folder")
         else:
-            check_inputs(found.spec, warm_start=found.decision.kind == "start")
+            needs_start = found.decision.kind == "start" or bool(found.spec.adapters)
+            check_inputs(found.spec, warm_start=found.decision.kind == "start", start=folder.load_start())
+            start = start_of(found.spec, found.plan, runs_dir=folder.path.parent, run=folder) if needs_start else None
+            if start is not None:
+                folder.save_start(start)
         for line in _describe(found):
             say(line)
         bundle = load_launcher(found.spec.launcher.kind).render(found.spec, found.plan, python=sys.executable)

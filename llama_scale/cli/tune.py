@@ -15,6 +15,7 @@ from llama_scale.runs.atomic import write_atomically
 from llama_scale.spec.load import check_text, load_spec
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.section_text import replace_sections
+from llama_scale.spec.start import from_seed
 from llama_scale.tune.layouts import KEEPABLE, tunable_layouts
 from llama_scale.tune.machine import machine_key, workload_key
 from llama_scale.tune.records import Trials, cache_folder
@@ -71,16 +72,19 @@ def tune(
             f"launcher.kind={resolved.launcher.kind!r}: trials start on this machine; set launcher.kind=local"
         )
     hardware = site_hardware(resolved, gpu=gpu, file=hardware_file)
-    check_inputs(resolved)
-    ranked = tunable_layouts(resolved, hardware=hardware, keep=tuple(keep or ()))
+    tried = from_seed(resolved)
+    if resolved.model.init_from is not None:
+        say("trials draw the weights from the seed: how long a step takes does not depend on them")
+    check_inputs(tried)
+    ranked = tunable_layouts(tried, hardware=hardware, keep=tuple(keep or ()))
     folder = cache_folder() / "tune" / machine_key()
-    trials = Trials(folder / f"{workload_key(resolved)}.json", fresh=fresh)
+    trials = Trials(folder / f"{workload_key(tried)}.json", fresh=fresh)
     with open_progress(most=min(most, len(ranked)), layouts=len(ranked)) as progress:
 
         def measure(sections: Any) -> Any:
             name = next(layout_name(one) for one in ranked if describe_of(one) == sections)
             progress.begin(name)
-            trial = run_trial(resolved, sections, steps=steps, folder=folder / "runs", tick=progress.tick)
+            trial = run_trial(tried, sections, steps=steps, folder=folder / "runs", tick=progress.tick)
             progress.end(trial)
             return trial
 

@@ -131,7 +131,7 @@ def write_model(
     return {
         "kind": "export",
         "source": str(weights.folder),
-        "base": None if weights.base is None else str(weights.base.folder),
+        "base": weights.base_facts,
         "adapter": None if merger is None else merger.adapter.name,
         "step": manifest.step,
         "group": weights.group(EMBEDDING, chosen),

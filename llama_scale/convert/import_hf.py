@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from llama_scale.checkpoint.bases import source_digest
 from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, publish, seal
@@ -105,7 +106,8 @@ def import_hf(
         for name, entry in manifest.tensors["model"].items():
             ledger.digest_target(name, f"piecewise:{entry.digest}")
         keep_origin(source, tmp)
-        facts = {"kind": "import", "source": str(source), "dtype": str(chosen).removeprefix("torch.")}
+        facts = {"kind": "import", "source": str(source), "source_digest": source_digest(source)}
+        facts |= {"dtype": str(chosen).removeprefix("torch.")}
         degrees = {"tensor": layout.tp_size, "pipeline": layout.pp_size, "virtual": layout.vp_size}
         padding = {"layout": degrees, "padding_rows_in_memory": padding_rows(shape, layout)}
         seal(tmp, manifest)

@@ -77,7 +77,7 @@ def verify(
         save_prompts({label: prompts[prompt] for label, (_, prompt) in labels.items()}, folder / "prompts.safetensors")
         request = Request(
             checkpoint=str(Path(checkpoint).resolve()),
-            base=None if base is None else str(Path(base).resolve()),
+            base=None if weights.base is None else str(weights.base.folder.resolve()),
             dtype=str(other.dtype).removeprefix("torch."),
             tp_size=chosen.tp_size,
             pp_size=chosen.pp_size,

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama_scale.checkpoint.manifest import MANIFEST, load_manifest, verify_files
+from llama_scale.checkpoint.manifest import MANIFEST, StartRecord, load_manifest, verify_files
 from llama_scale.errors import CheckpointError, DataError, LaunchError
 from llama_scale.libraries import missing_message
 from llama_scale.runs.task_files import task_faults
 from llama_scale.spec.model import InlineModel
 from llama_scale.spec.run import RunSpec
+from llama_scale.spec.start_folder import TENSOR_FIELDS, check_start, is_hf_folder
 from llama_scale.spec.tokenizer import SentencePieceTokenizer, Tokenizer
 
 
-def check_inputs(spec: RunSpec, *, warm_start: bool = True) -> None:
+def check_inputs(spec: RunSpec, *, warm_start: bool = True, start: StartRecord | None = None) -> None:
     """Check packages, token files, tokenizer and the checkpoint of a warm start.
 
     Args:
         spec: Resolved spec.
         warm_start: Look at ``model.init_from``; a run that goes on from its own checkpoint reads it only where it is
             the frozen base of adapters.
+        start: What a run that goes on started from; imported weights need their source no more.
 
     Raises:
         LaunchError: Something is missing or does not fit; every fault is named at once.
@@ -29,7 +31,7 @@ def check_inputs(spec: RunSpec, *, warm_start: bool = True) -> None:
         *_packages(spec),
         *_data(spec),
         *_tokenizer(spec),
-        *(_warm_start(spec) if warm_start or spec.adapters else ()),
+        *(_warm_start(spec, start, go_on=not warm_start) if warm_start or spec.adapters else ()),
     ]
     if faults:
         raise LaunchError("\n  ".join([f"{spec.name} cannot start:", *faults]) if len(faults) > 1 else faults[0])
@@ -136,11 +138,23 @@ def _hf_size(file: Path) -> int:
     return max(vocabulary.values(), default=-1) + 1
 
 
-def _warm_start(spec: RunSpec) -> Iterator[str]:
+def _warm_start(spec: RunSpec, start: StartRecord | None, *, go_on: bool) -> Iterator[str]:
     assert isinstance(spec.model, InlineModel)
     if spec.model.init_from is None:
         return
     folder = Path(spec.model.init_from)
+    known = start is not None and (start.adapters or start.path) == str(folder.absolute())
+    if start is not None and known and (go_on or start.adapters is None) and start.kind != "checkpoint":
+        return  # weights that are imported, or will be again
+    if getattr(spec.launcher, "container", None) is not None and not folder.exists():
+        return  # it may be in the image
+    if is_hf_folder(folder):
+        yield from (f"{problem.dotted}: {problem.message}" for problem in check_start(spec.model, key="init_from"))
+    else:
+        yield from _start_checkpoint(spec, folder)
+
+
+def _start_checkpoint(spec: RunSpec, folder: Path) -> Iterator[str]:
     try:
         manifest = load_manifest(folder)
         verify_files(folder, manifest=manifest, hashes=False)
@@ -148,7 +162,8 @@ def _warm_start(spec: RunSpec) -> Iterator[str]:
         yield f"model.init_from: {error}"
         return
     if manifest.base is not None and spec.adapters:
-        if manifest.base.path is not None and not (Path(manifest.base.path) / MANIFEST).is_file():
+        imported = manifest.started_from is not None and manifest.started_from.kind == "folder"
+        if manifest.base.path is not None and not imported and not (Path(manifest.base.path) / MANIFEST).is_file():
             yield f"model.init_from: {folder} holds adapters, and their base {manifest.base.path} is not there"
     elif manifest.base is not None:
         yield (
@@ -159,23 +174,8 @@ def _warm_start(spec: RunSpec) -> Iterator[str]:
     for field in type(manifest.shape).model_fields:
         theirs, ours = getattr(manifest.shape, field), getattr(spec.model, field)
         # Only what changes the tensors; context length and RoPE may be changed on purpose.
-        if field in _TENSOR_FIELDS and theirs != ours:
+        if field in TENSOR_FIELDS and theirs != ours:
             yield (
                 f"model.init_from: the checkpoint {folder} has {field}={theirs}, the spec's model {field}={ours}; use "
                 "the checkpoint's number, or another checkpoint"
             )
-
-
-_TENSOR_FIELDS = frozenset(
-    {
-        "hidden_size",
-        "ffn_hidden_size",
-        "num_layers",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "vocab_size",
-        "tie_word_embeddings",
-    }
-)
-"""Numbers of a model that decide which tensors it has and their shapes."""

@@ -59,8 +59,8 @@ class _WithInit(Section):
     )
     init_from: PathStr | None = Field(
         None,
-        description="Warm start: a Hugging Face folder (config.json, *.safetensors) or a checkpoint folder (any layout) "
-        "whose weights are loaded before step 0; optimizer state and step are not.",
+        description="Warm start: a Hugging Face folder (config.json, *.safetensors) or a checkpoint folder (any "
+        "layout) whose weights are loaded before step 0; optimizer state and step are not.",
     )
     base_name: Annotated[str, Field(pattern=BASE_NAME_PATTERN)] | None = Field(
         None,
@@ -101,7 +101,10 @@ class HfModel(_WithInit):
     """A model whose numbers are read from a Hugging Face folder's config.json while the spec is loaded."""
 
     kind: Literal["hf"]
-    path: PathStr = Field(description="Folder that holds config.json (architecture LlamaForCausalLM), and the weights where train.from asks for them.")
+    path: PathStr = Field(
+        description="Folder that holds config.json (architecture LlamaForCausalLM); the weights too where train.from "
+        "is weights."
+    )
 
 
 class InlineModel(_WithInit, ModelShape):

@@ -149,7 +149,9 @@ def resolve_view(model: View) -> tuple[View | None, list[Problem]]:
         config, problems = _read_folder(model.path)
         if config is None:
             return None, problems
-        return View(kind="inline", name=name_of(model.path), **dict(config.shape), **_start_of(model), absent=START_FIELDS), []
+        return View(
+            kind="inline", name=name_of(model.path), **dict(config.shape), **_start_of(model), absent=START_FIELDS
+        ), []
     from llama_scale.spec.presets import PRESETS  # lazy: only specs that name a preset need the table
 
     numbers = PRESETS[model.name].numbers()

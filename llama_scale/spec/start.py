@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_scale.spec.view import Absent
+
+if TYPE_CHECKING:
+    from llama_scale.spec.run import RunSpec
 
 NEEDS = frozenset({"model", "train", "adapters", "tasks"})
 
@@ -38,3 +41,9 @@ def _default(model: Any, *, adapters: bool, tasks: bool) -> str | None:
     if model.init_from is not None or (model.kind == "hf" and (adapters or tasks)):
         return "weights"
     return None if adapters else "scratch"
+
+
+def from_seed(spec: RunSpec) -> RunSpec:
+    """Return a resolved spec that starts from weights of its seed, for what does not depend on their values."""
+    model = spec.model.model_copy(update={"init_from": None, "base_name": None})
+    return spec.model_copy(update={"model": model, "train": spec.train.model_copy(update={"from_": "scratch"})})

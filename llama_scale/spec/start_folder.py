@@ -6,6 +6,7 @@ A folder that is not there yet, or one in a job's own image, is no fault of the 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def weight_files(folder: Path) -> list[Path]:
         raise FolderFault(f"{index} is damaged: it is no index of weight files")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise FolderFault(f"{folder} holds {len(names) - len(missing)} of {len(names)} weight files; {missing[0]} is missing")
+        raise FolderFault(
+            f"{folder} holds {len(names) - len(missing)} of {len(names)} weight files; {missing[0]} is missing"
+        )
     return [folder / name for name in names]
 
 
@@ -82,7 +85,7 @@ def check_start(model: Any, *, key: str) -> list[Problem]:
     try:
         weight_files(folder)
     except FolderFault as error:
-        hint = "name the whole folder, as save_pretrained writes it; for weights from the seed write train: {from: scratch}"
+        hint = "name the whole folder, as save_pretrained writes it, or start from the seed: train: {from: scratch}"
         problems.append(Problem(path=("model", key), message=str(error), hint=hint, code="no-weights"))
     if key == "init_from":
         problems += _number_problems(model, folder)
@@ -108,8 +111,15 @@ def _number_problems(model: Any, folder: Path) -> list[Problem]:
             code="folder-numbers",
         )
         for name in sorted(_FUNCTION_FIELDS)
-        if getattr(theirs, name) != getattr(model, name)
+        if not _equal(getattr(theirs, name), getattr(model, name))
     ]
+
+
+def _equal(theirs: Any, ours: Any) -> bool:
+    """Compare two numbers of a model; some tools write them with the digits of fp32."""
+    if isinstance(theirs, float) and isinstance(ours, float):
+        return math.isclose(theirs, ours, rel_tol=1e-6)
+    return bool(theirs == ours)
 
 
 def _shown(value: Any) -> str:

@@ -36,6 +36,7 @@ from llama_scale.train.ports import rank_variables
 from llama_scale.train.profile import StepProfiler, parse_steps
 from llama_scale.train.samples import SampleSource, make_samples
 from llama_scale.train.signals import Agreement, StopRequest
+from llama_scale.train.starting import prepare_start
 from llama_scale.train.statistics import make_gather
 from llama_scale.train.throughput import flops_per_step, peak_flops
 from llama_scale.train.validation import make_validation
@@ -169,12 +170,13 @@ def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coor
     spec, plan = job.spec, job.plan
     rank = int(os.environ.get("RANK", "0"))
     keeps_log = stands_for_itself(local_rank=_local_rank(), world_size=plan.topology.world_size)
-    checkpointer = Checkpointer(job.run_dir / "checkpoints", spec=spec, plan=plan)
+    checkpointer = Checkpointer(job.run_dir / "checkpoints", spec=spec, plan=plan, run_dir=job.run_dir)
+    logger.info("%s: %s", "weights" if plan.base_trainable else "frozen base", checkpointer.start.record.words())
     position = checkpointer.resume(engine)
     if position is None:
         position = Position(step=0, samples=0)
         if checkpointer.warm_start(engine):
-            logger.info("started from the weights of %s", spec.model.init_from)
+            logger.info("started from the weights of %s", checkpointer.start.record.name)
     if position.step:
         logger.info("resumed after step %d (%d samples)", position.step, position.samples)
     with ExitStack() as stack:
@@ -257,6 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         job = load_job(run_dir, attempt=attempt, profile=options.profile)
+        if rank == 0:  # the others wait for it where the ranks meet
+            prepare_start(job.run_dir, job.spec, job.plan)
     except Exception as error:
         folder = run_dir / "attempts" / f"{attempt:03d}" if run_dir.is_dir() else None
         fail(folder, error, rank=rank)

@@ -19,6 +19,8 @@ from tests.distributions import install
 from tests.unit.simulate.strategies import checked, specs
 from tests.unit.spec.documents import document
 
+LARGE = {"kind": "preset", "name": "llama-3.1-8b"}
+SCRATCH = {"steps": 10, "from": "scratch"}
 CONFIGS = sorted(data_dir("configs").rglob("*.yaml"))
 
 
@@ -201,7 +203,7 @@ def picky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("picky")
 def test_model_grows_until_options_of_plugins_fit() -> None:
     adapters = [{"name": "a", "kind": "picky", "options": {"columns": 500}}]
-    spec = checked(document(adapters=adapters, model={"kind": "preset", "name": "llama-3.1-8b"}))
+    spec = checked(document(adapters=adapters, model=LARGE, train=SCRATCH))
     small = shrunk(spec)
     assert 500 <= model_of(small).hidden_size < 1100
     assert small.adapters[0].options["columns"] == 500
@@ -210,7 +212,7 @@ def test_model_grows_until_options_of_plugins_fit() -> None:
 @pytest.mark.usefixtures("picky")
 def test_options_that_fit_no_small_model_are_named() -> None:
     adapters = [{"name": "a", "kind": "picky", "options": {"columns": 4000}}]
-    spec = checked(document(adapters=adapters, model={"kind": "preset", "name": "llama-3.1-8b"}))
+    spec = checked(document(adapters=adapters, model=LARGE, train=SCRATCH))
     with pytest.raises(LaunchError, match=r"(?s)cannot be simulated.*adapters\[0\].options: columns=4000 of"):
         shrunk(spec)
 
