@@ -105,9 +105,10 @@ class TurnFinder:
             asked, short, long = (chat.render(conversation[:number]) for number in (1, 2, 3))
         except DataError:  # such conversations do not exist under this template, or only with more around them
             return
-        end = short.partition("W2")[2].rstrip()
-        repeated = end[len(end) - _common(asked.rstrip()[::-1], end[::-1]) :].strip()
-        if repeated and not long.partition("W2")[2].startswith(end):
+        between, _, end = short.partition("V1")[2].partition("W2")
+        head, end = asked.partition("V1")[2].rstrip(), end.rstrip()
+        repeated = end[len(end) - _common(head[::-1], end[::-1]) :].strip()
+        if head == between.rstrip() and repeated and not long.partition("W2")[2].startswith(end):
             raise DataError(
                 f"the chat template of {self._template.where} ends a conversation with {repeated!r} although no "
                 "further answer is asked for, so that it would be trained as a part of the last one; write it in the "
@@ -165,8 +166,9 @@ def _check_head(chat: _Chat, before: Sequence[Message], head: str) -> None:
     written = _opening(chat, before)[len(head) :]
     if written.strip():
         raise DataError(
-            f"the chat template of {chat.template.where} ignores add_generation_prompt, and writes {written!r} before "
-            "an answer: the head would count in the loss, or generate would never see it; add to the template's end: "
+            f"the chat template of {chat.template.where} ignores add_generation_prompt behind a message of role "
+            f"{before[-1]['role']}, and writes {written!r} before an answer: that head would count in the loss, and "
+            "generate would not begin with it; add to the template's end: "
             f"{{% if add_generation_prompt %}}{{{{ {written!r} }}}}{{% endif %}}"
         )
 

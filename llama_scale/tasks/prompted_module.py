@@ -151,8 +151,8 @@ class PromptedTask(Task):
         start = found.spans[0][0] if found.spans else 0
         if found.text[:start] != self.context.tokenizer.chat(both[:1], add_generation_prompt=True):
             raise DataError(
-                "the part of an answer that the chat template marks with {% generation %} does not begin where the prompt "
-                "for it ends; let it begin there, or use chat: false"
+                "the part of an answer that the chat template marks with {% generation %} does not begin where the "
+                "prompt for it ends; let it begin there, or use chat: false"
             )
         return found.text[start:]
 
