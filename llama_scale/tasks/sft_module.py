@@ -35,10 +35,7 @@ class Sft(Task):
         starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
         weights = np.zeros(len(ids), np.float32)
         for start, end in rendered.spans:
-            inside = (ends > start) & (starts < end)
-            weights[inside] = 1.0
-            self._counts["turns"] += 1
-            self._counts["endless"] += bool(inside.any()) and not self._stops(ids[int(np.flatnonzero(inside)[-1])])
+            weights[(ends > start) & (starts < end)] = 1.0
         weights[:1] = 0.0  # nothing predicts the first token
         if not weights.any():
             raise DataError(
@@ -46,6 +43,8 @@ class Sft(Task):
                 "check its {% generation %} blocks"
             )
         self._count(conversation, rendered.text)
+        written = np.array([bool(rendered.text[start:end].strip()) for start, end in offsets])
+        self._count_ends(ids, written, weights > 0)
         room = self.context.seq_length
         if len(ids) > room:
             if self.options.overlong == "error":
@@ -140,6 +139,20 @@ class Sft(Task):
             return tokenizer.decode([token]) == "" or token == tokenizer.eos_id
         except DataError:  # no EOS
             return False
+
+    def _count_ends(self, ids: Sequence[int], written: np.ndarray, trained: np.ndarray) -> None:
+        """Count runs of trained tokens, and those whose last one that is more than white space does not stop.
+
+        Args:
+            ids: The tokens ``[n]``.
+            written: Whether each is more than white space, ``[n]``.
+            trained: Whether the loss counts it, ``[n]``.
+        """
+        ends = np.flatnonzero(trained & ~np.append(trained[1:], False))
+        for end in ends:
+            solid = np.flatnonzero((written & trained)[: end + 1])
+            self._counts["turns"] += 1
+            self._counts["endless"] += not (len(solid) and self._stops(ids[int(solid[-1])]))
 
     def _count(self, conversation: Conversation, text: str) -> None:
         """Count what ``notes`` tells."""
