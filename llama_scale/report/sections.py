@@ -15,7 +15,7 @@ from llama_scale.charts.scene import Scene
 from llama_scale.charts.timeline import pipeline_timeline
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.report.collect import RunFacts
-from llama_scale.report.metrics import Points, thin
+from llama_scale.report.metrics import Points
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,16 +221,16 @@ def _adapters(runs: Sequence[RunFacts]) -> Iterator[Section]:
     shares, losses, rows = [], [], []
     for run in runs:
         for name, points in sorted(run.curves.responsibilities.items()):
-            shares.append((_name(run, runs, name), thin(points)))
-            mean = [y for _, y in points if math.isfinite(y)]
-            if mean:
-                rows.append((_name(run, runs, name), f"{mean[-1]:.1%}", f"{sum(mean) / len(mean):.1%}"))
-        losses += [(_name(run, runs, name), thin(points)) for name, points in sorted(run.curves.task_losses.items())]
+            shares.append((_name(run, runs, name), run.curves.share_curve(name)))
+            known = [y for _, y in points if math.isfinite(y)]
+            if known:
+                rows.append((_name(run, runs, name), f"{known[-1]:.1%}", f"{run.curves.mean_share(name):.1%}"))
+        losses += [(_name(run, runs, name), run.curves.task_curve(name)) for name in sorted(run.curves.task_losses)]
     if shares:
         figure = line_chart(
             _numbered(shares), title="Responsibilities of the adapters", x_label="step", y_label="share", zero=True
         )
-        table = Table(caption="Responsibilities", columns=("adapter", "last step", "mean of the run"), rows=tuple(rows))
+        table = Table(caption="Responsibilities", columns=("adapter", "last step", "whole run"), rows=tuple(rows))
         text = "The share of the training tokens that each adapter answers for."
         yield Section(key="adapters", title="Adapters", text=text, figures=(figure,), tables=(table,))
     if losses:

@@ -142,6 +142,14 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert prune(tmp_path, keep_last=1, keep_best=True) == []
 
 
+def test_losses_over_other_rows_are_not_compared(tmp_path: Path) -> None:
+    for step, (loss, rows) in enumerate([(1.0, None), (3.0, 8), (4.0, 8)], start=1):
+        metrics = {"validation_loss": loss} | ({} if rows is None else {"validation_rows": rows})
+        save(tmp_path, [[cut_of(W, WHOLE)]], step=step, metrics=metrics)
+
+    assert best_checkpoint(tmp_path) == tmp_path / "step-00000002"
+
+
 def test_a_checkpoint_with_a_damaged_manifest_is_not_the_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path, [[cut_of(W, WHOLE)]], step=1, metrics={"validation_loss": 3.0})
     bad = save(tmp_path, [[cut_of(W, WHOLE)]], step=2, metrics={"validation_loss": 1.0})

@@ -211,6 +211,42 @@ def test_replicas_without_rows_of_an_own_head_have_an_empty_route(samples: TaskS
     assert found[0]["extra"]["pairs"]["i"].shape == (0, 2)
 
 
+@pytest.mark.parametrize(("micro", "accumulation", "dp"), [(1, 1, 1), (3, 2, 2), (5, 1, 1), (12, 1, 2), (1, 3, 7)])
+@pytest.mark.parametrize("limit", [9, 1000])
+def test_evaluation_counts_each_row_once_in_groups_of_its_own_order(
+    samples: TaskSamples, micro: int, accumulation: int, dp: int, limit: int
+) -> None:
+    batch = plan(micro=micro, accumulation=accumulation, replicas=dp)
+    for number, task in enumerate(samples.tasks):
+        alone = samples.alone(number)
+        rows = sorted(alone.locate(k)[1] for k in range(min(limit, len(alone))))
+        expected = [alone._arrays(0, row)["tokens"].tolist() for row in rows]
+        groups: list[list[list[int]]] = []
+        for d in range(dp):
+            group: list[list[int]] = []
+            for micros in alone.evaluation(limit, batch=batch, dp_rank=d, dp_size=dp):
+                for one in micros:
+                    assert [r.start for r in one["routes"]] == [0, *(r.stop for r in one["routes"][:-1])]
+                    assert one["routes"][-1].stop == micro
+                    extra = iter(one.get("extra", {}).get("pairs", {}).get("i", ()))
+                    for route in one["routes"]:
+                        assert (route.adapter, route.task, route.pool) == (task.adapter, task.name, ())
+                        read = one["tokens"][route.start : route.stop]
+                        if route.padding:
+                            assert not one["loss_mask"][route.start :].any() and not read.any()
+                            continue
+                        group += read.tolist()
+                        if number == 1:
+                            assert [int(next(extra)[0]) for _ in read] == (read[:, 0] - 200).tolist()
+                        if not route.continues:
+                            groups.append(group)
+                            group = []
+            assert not group
+        assert sorted(row for group in groups for row in group) == sorted(expected)
+        if task.head == "own":
+            assert sorted(groups) == sorted(expected[k : k + 8] for k in range(0, len(expected), 8))
+
+
 def test_preparation_counts_and_is_done_once(
     tasks: list[RunTask], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
