@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from llama_scale.cli.init_rows import look_at_rows, row_length, rows_a_step
 from llama_scale.cli.output import say
 from llama_scale.cli.recipes import EPOCHS, FineTuning, Recipe, finetuning
 from llama_scale.data.chat import ChatTemplate
-from llama_scale.data.survey import Survey, survey
 from llama_scale.errors import DataError, SpecError
 from llama_scale.extensions import discover
 from llama_scale.extensions.api import ADAPTERS, TASKS, TaskDescriptor
-from llama_scale.extensions.examples import FileTaskOptions, SplitShares, read_all
+from llama_scale.extensions.examples import FileTaskOptions
 from llama_scale.spec.base import PathContext
 from llama_scale.spec.model import ModelShape
 from llama_scale.spec.nearby import suggest
@@ -30,18 +30,6 @@ from llama_scale.spec.presets import PRESETS
 from llama_scale.spec.profiles import Profile
 from llama_scale.spec.section_text import flow
 
-MOST_ROWS = 200_000
-"""Rows that are read to choose the numbers."""
-_FEW_ROWS = 20
-"""A file of fewer rows has no validation split."""
-_VALIDATION_SHARES = (5, 10, 20)
-"""Percent of the rows, the first that gives the split a row at all."""
-_SHORTEST = 256
-"""Shortest row that is proposed."""
-_ROWS_A_STEP = 16
-"""Most rows of a step that are proposed, ..."""
-_STEPS_AN_EPOCH = 20
-"""... fewer where an epoch would have fewer steps."""
 _ADAPTER_OPTIONS: dict[str, dict[str, Any]] = {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}}
 """Options that `init` writes out; other kinds get their defaults."""
 
@@ -131,17 +119,22 @@ def choose_recipe(wish: Wish, *, folder: Path, shape: ModelShape, profile: Profi
     """
     _check_tokenizer(folder)
     options, comments = _task_options(discover.task(wish.task), wish)
-    if wish.task == "sft" or getattr(options, "chat", False):
+    if getattr(options, "chat", False):
         ChatTemplate(folder)
-    found, shares = _split(options, shape)
-    length = _seq_length(found, shape, profile)
+    try:
+        found, shares = look_at_rows(options, folder=folder, vocab_size=shape.vocab_size)
+    except DataError as error:
+        about_options = re.search(r"(\(|the |task's )options?\b", str(error))
+        raise DataError(
+            f"{error}{'; an option is given by --task-option NAME=VALUE' if about_options else ''}"
+        ) from error
+    length = row_length(found, context=shape.max_position_embeddings, cuda=profile.device == "cuda")
     plain = options.model_dump(mode="json", by_alias=True, exclude_unset=True)
     plain |= {"data": {"kind": "split_shares", "path": str(wish.data.absolute()), **shares}}
     if found.longest > length and _stops_at_long_rows(options):
         plain["overlong"] = "truncate_right"
         comments["overlong"] = f"{found.where} may be longer than seq_length; or drop, or error"
-    rows = math.ceil(found.tokens / length)
-    step = min(_ROWS_A_STEP, 2 ** round(math.log2(max(1, rows / _STEPS_AN_EPOCH))))
+    rows, step = math.ceil(found.tokens / length), rows_a_step(found, length=length)
     return finetuning(
         FineTuning(
             task=wish.task,
@@ -213,40 +206,6 @@ def _checked(descriptor: Any, given: dict[str, Any], flag: str) -> Any:
     if options is None:
         raise SpecError([replace(p, path=(f"{flag} {p.dotted}",)) for p in problems])
     return options
-
-
-def _split(options: FileTaskOptions, shape: ModelShape) -> tuple[Survey, dict[str, int]]:
-    """Return what the data hold, and the smallest share for validation that gives the split a row."""
-    shares = {"train": 100, "validation": 0, "test": 0}
-    found = _survey(options, shares, shape)
-    if not found.tokens:
-        raise DataError(f"{options.files()[0]} holds no rows; add examples, one JSON object a line")
-    for share in _VALIDATION_SHARES if found.rows.total() >= _FEW_ROWS else ():
-        shares = {"train": 100 - share, "validation": share, "test": 0}
-        found = _survey(options, shares, shape)
-        if found.rows["validation"]:
-            break
-    return found, shares
-
-
-def _survey(options: FileTaskOptions, shares: Mapping[str, int], shape: ModelShape) -> Survey:
-    data = SplitShares.model_validate({"kind": "split_shares", "path": options.files()[0], **shares})
-    rows = read_all(options.model_copy(update={"data": data}))
-    return survey(itertools.islice(rows, MOST_ROWS), vocab_size=shape.vocab_size)
-
-
-def _seq_length(found: Survey, shape: ModelShape, profile: Profile) -> int:
-    """Return the shortest power of two that holds the longest row, within what context and device allow.
-
-    Accelerators get longer rows, of several examples each, as long as the epoch keeps steps enough.
-    """
-    most = min(shape.max_position_embeddings, 4096 if profile.device == "cuda" else 1024)
-    length = _SHORTEST
-    while length < found.longest:
-        length *= 2
-    while profile.device == "cuda" and length < 2048 and found.tokens >= 2 * length * _ROWS_A_STEP * _STEPS_AN_EPOCH:
-        length *= 2
-    return min(length, most)
 
 
 def _stops_at_long_rows(options: FileTaskOptions) -> bool:

@@ -219,9 +219,9 @@ def test_options_of_task_and_adapter_are_taken_over(tmp_path: Path, model: Path)
     data = write_rows(tmp_path / "chat.jsonl", rows)
     words = ("--model", model, "--task", "sft", "--data", data, "--adapter", "lora", "--adapter-option", "rank=4")
 
-    spec = written(tmp_path / "run.yaml", *words, "--task-option", "form=pairs")
+    spec = written(tmp_path / "run.yaml", *words, "--task-option", "system=Be brief.")
 
-    assert (spec.tasks[0].options["form"], spec.adapters[0].options["rank"]) == ("pairs", 4)
+    assert (spec.tasks[0].options["system"], spec.adapters[0].options["rank"]) == ("Be brief.", 4)
 
 
 REFUSALS: dict[str, tuple[tuple[str, ...], int, str]] = {
@@ -235,7 +235,8 @@ REFUSALS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "missing file": (("--task", "sft", "--data", "no.jsonl"), 5, "no.jsonl does not exist"),
     "empty file": (("--task", "sft", "--data", "empty.jsonl"), 5, "holds no rows"),
     "no conversation": (("--task", "sft", "--data", "text.jsonl"), 5, "text.jsonl:1"),
-    "no such field": (("--task", "summarization", "--data", "text.jsonl"), 5, "--task-option document_field="),
+    "no such field": (("--task", "summarization", "--data", "text.jsonl"), 5, "by --task-option NAME=VALUE"),
+    "not JSON": (("--task", "sft", "--data", "options.jsonl"), 5, "options.jsonl:1: "),
     "option without value": (("--task", "sft", "--data", "chat.jsonl", "--task-option", "x"), 3, "write KEY=VALUE"),
     "unknown option": (
         ("--task", "sft", "--data", "chat.jsonl", "--task-option", "sytem=x"),
@@ -258,6 +259,7 @@ def test_what_cannot_be_fine_tuned_is_refused_with_the_remedy(
     write_rows(tmp_path / "chat.jsonl", rows_of("messages", 4))
     write_rows(tmp_path / "text.jsonl", [{"text": "once", "title": "a"}])
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "options.jsonl").write_text("[1\n")
     words, status, message = REFUSALS[name]
 
     result = call_init("--model", model, *words, "-o", "run.yaml")
