@@ -145,4 +145,8 @@ def _by_hand(bundle: Bundle, folder: str) -> str:
     """Say how a bundle is run without llama-scale."""
     if "job.yaml" in bundle.files:
         return f"apply it with: sed s/{RUN_NAME}/NAME/g {folder}/job.yaml | kubectl apply -f -"
+    if "job.sh" in bundle.files:  # which needs a run folder, with status and attempts
+        return (
+            f"`llama-scale launch` submits it; in an allocation (salloc), run it with: bash {folder}/launch.sh RUN_DIR"
+        )
     return f"run it with: bash {folder}/launch.sh RUN_DIR"

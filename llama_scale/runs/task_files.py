@@ -16,6 +16,8 @@ from llama_scale.spec.run import RunSpec
 
 MOST_ROWS = 200_000
 """Rows of a task that a launch reads; the rank that prepares the examples checks all of them again."""
+FIRST_ROWS = 1_000
+"""Rows of a task that a launch also checks with the tokenizer, which takes longer."""
 
 
 def task_faults(spec: RunSpec) -> Iterator[str]:
@@ -40,7 +42,7 @@ def _faults(spec: RunSpec, task: Task, descriptor: TaskDescriptor, options: Task
     if found := list(options.faults(spec.data.seq_length)):
         yield from found
         return
-    counts: Counter[str] = Counter(name for name, _ in itertools.islice(read_all(options), MOST_ROWS))
+    counts = _counts(options, spec)
     if counts.total() == MOST_ROWS:
         return  # a split may be in what was not read
     needed = (("train", task.weight > 0), ("validation", spec.validation is not None and task.weight > 0))
@@ -51,3 +53,20 @@ def _faults(spec: RunSpec, task: Task, descriptor: TaskDescriptor, options: Task
                 f"its split {name!r} is empty ({there}); add examples, or change how options.data splits them"
                 + ("" if name == "train" else ", or remove the section validation")
             )
+
+
+def _counts(options: FileTaskOptions, spec: RunSpec) -> Counter[str]:
+    """Check the rows and return how many each split has.
+
+    Raises:
+        DataError: A row cannot be used.
+    """
+    more = None
+    if spec.tokenizer is not None and Path(spec.tokenizer.path).exists():  # a missing one is named elsewhere
+        more = options.first_rows_check(Path(spec.tokenizer.path))
+    counts: Counter[str] = Counter()
+    for number, (name, example) in enumerate(itertools.islice(read_all(options), MOST_ROWS)):
+        if more is not None and number < FIRST_ROWS:
+            more(example)
+        counts[name] += 1
+    return counts

@@ -69,7 +69,7 @@ def test_a_conversation_without_the_assistant_is_refused(make_task: MakeTask) ->
     task = make_task("sft")
 
     with pytest.raises(
-        DataError, match=r"rows\.jsonl:7: 'messages' has no message of role 'assistant' \(it has user\)"
+        DataError, match=r"rows\.jsonl:7: the conversation has no message of role 'assistant' \(it has user\)"
     ):
         task.options.check(example(messages=TALK[:1]))
     task.options.check(example(messages=TALK))
@@ -83,7 +83,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(make_task: MakeTask, 
     tokenizer = TaskTokenizer(write_tokenizer(tmp_path / "t", template=template))
     task = make_task("sft", tokenizer=tokenizer)
 
-    with pytest.raises(DataError, match=r"rows\.jsonl:7: the chat template writes message 2 otherwise"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: the chat template of .*t writes message 2 otherwise"):
         task.encode(example(messages=TALK[:2]))
 
 
