@@ -82,7 +82,7 @@ def resume(
         if found.spec.launcher.kind == "kubernetes":  # what a run needs is in its images and claims
             say("the pods go on from the newest checkpoint on the claim, whatever is said below of this folder")
         else:
-            check_inputs(found.spec, warm_start=found.decision.kind == "start")
+            check_inputs(found.spec, warm_start=found.decision.kind == "start", prepared=folder.examples)
         for line in _describe(found):
             say(line)
         bundle = load_launcher(found.spec.launcher.kind).render(found.spec, found.plan, python=sys.executable)

@@ -143,10 +143,11 @@ def _telling(message: Message) -> Iterator[tuple[str, Any]]:
 
 
 def _changed(message: Message, key: str) -> Iterator[Message]:
-    """Yield a message with another text under a key, without each element of its list, and with other tool calls."""
+    """Yield a message with another text or none under a key, fewer elements in its list, and other tool calls."""
     value = message[key]
     if isinstance(value, str):
         yield {**message, key: _OTHER if value != _OTHER else _OTHER[::-1]}
+        yield {**message, key: ""}
     elif key == "content":
         yield {**message, key: [{"type": "text", "text": _OTHER}]}
     else:
