@@ -121,6 +121,11 @@ class FileTaskOptions(TaskOptions):
         del tokenizer
         return None
 
+    def launch_notes(self, tokenizer: Path) -> Iterator[str]:
+        """Yield what a user must know before a launch, given the run's tokenizer."""
+        del tokenizer
+        yield from ()
+
     def faults(self, seq_length: int) -> Iterator[str]:
         """Yield what of the options does not fit a run with rows of ``seq_length`` tokens."""
         del seq_length

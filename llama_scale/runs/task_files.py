@@ -83,3 +83,17 @@ def _counts(options: FileTaskOptions, spec: RunSpec) -> Counter[str]:
             more(example)
         counts[name] += 1
     return counts
+
+
+def task_notes(spec: RunSpec) -> Iterator[str]:
+    """Yield what a user must know of the tasks of a run whose inputs are in order, e.g. which fields are not read."""
+    for task in spec.tasks if spec.data.kind == "tasks" else ():
+        descriptor = discover.task(task.kind)
+        options = discover.read_options(descriptor, task.options)
+        if not isinstance(options, FileTaskOptions):
+            continue
+        rows = itertools.islice(read_all(options), FIRST_ROWS)
+        if unread := {name for _, row in rows for name in options.unread_fields(row)}:
+            yield f"task {task.name}: fields that are not read: {', '.join(map(repr, sorted(unread)))}"
+        if spec.tokenizer is not None:
+            yield from (f"task {task.name}: {note}" for note in options.launch_notes(Path(spec.tokenizer.path)))

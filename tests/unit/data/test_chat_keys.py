@@ -39,8 +39,19 @@ def keys(folder: Path, template: str) -> WrittenKeys:
 @pytest.mark.parametrize(
     ("template", "messages", "more", "fault"),
     [
-        (SHAPES["chatml"], HI, {"tools": [WEATHER]}, "does not write the tools of the row"),
-        (FIRST_TOOL, HI, {"tools": OTHER_CITY}, "does not write all tools of the row"),
+        (
+            SHAPES["chatml"],
+            HI,
+            {"tools": [WEATHER]},
+            r"not write 'tools' of the row, or not all of it, .*ignore_fields: \[tools\]",
+        ),
+        (FIRST_TOOL, HI, {"tools": OTHER_CITY}, "not write 'tools' of the row"),
+        (
+            SHAPES["chatml"],
+            [ASKED, CALLED, {**TOLD[0], "tool_call_id": "a"}],
+            {"tools": [WEATHER]},
+            r"'tools' of the row and 'tool_calls' of message 2 .*ignore_fields: \[tools, tool_calls, tool_call_id\]",
+        ),
         (SHAPES["chatml"], [ASKED, CALLED, *TOLD], {}, r"'tool_calls' of message 2 \(assistant\), .*\[tool_calls\]"),
         (
             FIRST_CALL,

@@ -164,3 +164,19 @@ def test_rows_that_a_resumed_run_has_prepared_are_not_checked_again(tmp_path: Pa
     for task, validation in (({**summaries(path), "name": "s"}, False), (summaries(path), True)):
         with pytest.raises(LaunchError, match=r"a\.jsonl:1: field 'weight'"):
             check_inputs(spec(tmp_path, task, validation=validation), prepared=prepared)
+
+
+def test_fields_that_are_not_read_and_answers_without_an_end_are_told_at_the_launch(tmp_path: Path) -> None:
+    write_tokenizer(
+        tmp_path / "tokenizer", template="{% for m in messages %}{{ m.role + ': ' + m.content }} {% endfor %}"
+    )
+    rows = write(tmp_path / "a.jsonl", {"prompt": "a", "response": "b", "id": 1, "u\x1brl": "x"})
+    tasks = (chat_task(rows), summaries(write(tmp_path / "b.jsonl", GOOD)))
+
+    told = list(task_files.task_notes(spec(tmp_path, *tasks)))
+
+    assert told[0] == "task chat: fields that are not read: 'id', 'u\\x1brl'"
+    assert told[1].startswith("task chat: the chat template of ") and "writes nothing behind an answer" in told[1]
+    assert len(told) == 2
+    write_tokenizer(tmp_path / "tokenizer")
+    assert len(list(task_files.task_notes(spec(tmp_path, *tasks)))) == 1
