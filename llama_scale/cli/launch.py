@@ -87,9 +87,12 @@ def launch(
     from llama_scale.cli.base import start_of  # lazy: a dry run starts nothing
     from llama_scale.cli.start import begin
     from llama_scale.runs.preflight import check_inputs
+    from llama_scale.runs.task_files import task_notes
 
     if resolved.launcher.kind != "kubernetes":  # its images and claims have what a run needs, not this machine
         check_inputs(resolved)
+        for note in task_notes(resolved):
+            say(f"note: {note}")
     if not no_doctor:
         _ask_hosts(resolved, plan, runs_dir)
     start = start_of(resolved, plan, runs_dir=runs_dir)

@@ -84,7 +84,12 @@ def resume(
             say("the pods go on from the newest checkpoint on the claim, whatever is said below of this folder")
         else:
             needs_start = found.decision.kind == "start" or bool(found.spec.adapters)
-            check_inputs(found.spec, warm_start=found.decision.kind == "start", start=folder.load_start())
+            check_inputs(
+                found.spec,
+                warm_start=found.decision.kind == "start",
+                start=folder.load_start(),
+                prepared=folder.examples,
+            )
             start = start_of(found.spec, found.plan, runs_dir=folder.path.parent, run=folder) if needs_start else None
             if start is not None:
                 folder.save_start(start)

@@ -17,7 +17,6 @@ from llama_scale.errors import DataError
 
 _OTHER = "Zq7Zq7Zq7"
 """Another text; nine letters and digits, as some templates want identifiers to be."""
-_REMEDY = "remove it, name it in the option ignore_fields, or use a chat template that writes it"
 
 
 class WrittenKeys:
@@ -54,7 +53,7 @@ class WrittenKeys:
         text = chat.render(messages)
         if text is None:  # what refuses the conversation is said where it is encoded
             return
-        self._check_tools(chat, messages, text)
+        tools_lost = self._loses_tools(chat, messages, text)
         place, lost = 0, list[tuple[int, str]]()
         for number, message in enumerate(messages):
             end, keys = self._check_message(chat, messages, number, text=text, place=place)
@@ -64,8 +63,8 @@ class WrittenKeys:
                     f"the content of message {number + 1} ({message['role']}) is a list of parts, and the chat "
                     f"template of {self._template.where} writes it as a Python list; write the content as one text"
                 )
-        if lost:
-            raise DataError(self._worded(messages, lost))
+        if lost or tools_lost:
+            raise DataError(self._worded(messages, lost, tools=tools_lost))
 
     def _check_options(self, options: Mapping[str, Any], *, with_tools: bool) -> None:
         if options and with_tools not in self._names:
@@ -74,16 +73,13 @@ class WrittenKeys:
             if name in RESERVED or name not in self._names[with_tools]:
                 raise DataError(
                     f"the chat template of {self._template.where} reads no variable {name!r}, which the row's "
-                    f"chat_template_kwargs hold; {_REMEDY}"
+                    "chat_template_kwargs hold; remove it, or leave it out with ignore_fields: [chat_template_kwargs]"
                 )
 
-    def _check_tools(self, chat: _Chat, messages: Sequence[Message], text: str) -> None:
+    def _loses_tools(self, chat: _Chat, messages: Sequence[Message], text: str) -> bool:
         tools = chat.tools or ()
         fewer = [[*tools[:n], *tools[n + 1 :]] for n in range(len(tools))] if len(tools) > 1 else []
-        for left in (None, *fewer) if tools else ():
-            if replace(chat, tools=left).render(messages) == text:
-                what = "the tools of the row" if left is None else "all tools of the row"
-                raise DataError(f"the chat template of {self._template.where} does not write {what}; {_REMEDY}")
+        return bool(tools) and any(replace(chat, tools=left).render(messages) == text for left in (None, *fewer))
 
     def _check_message(
         self, chat: _Chat, messages: Sequence[Message], number: int, *, text: str, place: int
@@ -104,17 +100,20 @@ class WrittenKeys:
                 end = at + len(value.strip())
         return end, lost
 
-    def _worded(self, messages: Sequence[Message], lost: Sequence[tuple[int, str]]) -> str:
-        """Word the keys that are not written: all of the first such message, and the names of the others."""
-        number = lost[0][0]
-        keys = ", ".join(dict.fromkeys(key for _, key in lost if key != "content"))
-        first = [key for at, key in lost if at == number]
-        beside = ", ".join(repr(key) for key, _ in _telling(messages[number]) if key not in first)
-        role = messages[number]["role"] + (f", with {beside}" if beside else "")
+    def _worded(self, messages: Sequence[Message], lost: Sequence[tuple[int, str]], *, tools: bool) -> str:
+        """Word what is not written: the tools, all keys of the first such message, and the names of the others."""
+        parts = ["'tools' of the row"] if tools else []
+        if lost:
+            number = lost[0][0]
+            first = [key for at, key in lost if at == number]
+            beside = ", ".join(repr(key) for key, _ in _telling(messages[number]) if key not in first)
+            role = messages[number]["role"] + (f", with {beside}" if beside else "")
+            parts.append(f"{', '.join(map(repr, first))} of message {number + 1} ({role})")
+        names = ", ".join(dict.fromkeys([*(["tools"] if tools else []), *(key for _, key in lost if key != "content")]))
         return (
-            f"the chat template of {self._template.where} does not write {', '.join(map(repr, first))} of message "
-            f"{number + 1} ({role}), or not all of it, so that it would be lost; remove it"
-            f"{f', leave it out with ignore_fields: [{keys}]' if keys else ''}, or use a chat template that writes it"
+            f"the chat template of {self._template.where} does not write {' and '.join(parts)}, or not all of it, so "
+            f"that it would be lost; remove it{f', leave it out with ignore_fields: [{names}]' if names else ''}, or "
+            "use a chat template that writes it"
         )
 
 
@@ -143,10 +142,11 @@ def _telling(message: Message) -> Iterator[tuple[str, Any]]:
 
 
 def _changed(message: Message, key: str) -> Iterator[Message]:
-    """Yield a message with another text under a key, without each element of its list, and with other tool calls."""
+    """Yield a message with another text or none under a key, fewer elements in its list, and other tool calls."""
     value = message[key]
     if isinstance(value, str):
         yield {**message, key: _OTHER if value != _OTHER else _OTHER[::-1]}
+        yield {**message, key: ""}
     elif key == "content":
         yield {**message, key: [{"type": "text", "text": _OTHER}]}
     else:

@@ -35,6 +35,16 @@ class RenderedChat:
     spans: tuple[Span, ...]
 
 
+def writes_an_end(template: ChatTemplate) -> bool:
+    """Tell whether a template writes anything but white space behind an answer; True if that cannot be told."""
+    conversation = [{"role": "user", "content": "V1"}, {"role": "assistant", "content": "W2"}]
+    try:
+        text = template.render(conversation, add_generation_prompt=False)
+    except DataError:  # see TurnFinder._check_end
+        return True
+    return text.partition("W2")[2].strip() != "" or "W2" not in text
+
+
 class TurnFinder:
     """Render conversations and find the assistant's turns in them.
 

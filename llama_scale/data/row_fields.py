@@ -35,10 +35,8 @@ def check_unread(example: Example, read: Collection[str]) -> None:
     Raises:
         DataError: There is one that says something, and is not read.
     """
-    for name in example.values.keys() - set(read):
+    for name in sorted(unread_fields(example, read) & MEANINGFUL.keys()):
         value = example[name]
-        if name not in MEANINGFUL or _says_nothing(name, value):
-            continue
         shown = json.dumps(value, ensure_ascii=False, default=str)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         raise DataError(
@@ -46,6 +44,11 @@ def check_unread(example: Example, read: Collection[str]) -> None:
             "the task's option ignore_fields to leave it out, remove it, or choose the option or kind of task that "
             "reads it"
         )
+
+
+def unread_fields(example: Example, read: Collection[str]) -> set[str]:
+    """Return the names of a row's other fields that say something."""
+    return {name for name in example.values.keys() - set(read) if not _says_nothing(name, example[name])}
 
 
 def _says_nothing(name: str, value: Any) -> bool:

@@ -18,7 +18,7 @@ from llama_scale.data.examples import (
     split_by_field,
     split_by_share,
 )
-from llama_scale.data.row_fields import check_unread
+from llama_scale.data.row_fields import check_unread, unread_fields
 from llama_scale.errors import DataError
 from llama_scale.extensions.api import TaskOptions
 from llama_scale.spec.base import NonNegativeFloat, PathStr, PositiveFloat, Section
@@ -91,8 +91,8 @@ class FileTaskOptions(TaskOptions):
         return frozenset(column.name for column in self.columns())
 
     def unread_fields(self, example: Example) -> set[str]:
-        """Return the names of a row's fields that are neither read nor left out on purpose."""
-        return example.values.keys() - self._known_fields(example)
+        """Return the names of a row's fields that say something, and are neither read nor left out on purpose."""
+        return unread_fields(example, self._known_fields(example))
 
     def _known_fields(self, example: Example) -> set[str]:
         splitting = {getattr(self.data, "field", None), getattr(self.data, "key", None)}
@@ -120,6 +120,11 @@ class FileTaskOptions(TaskOptions):
         """Return what a launch checks the first rows with besides, given the run's tokenizer; None: nothing."""
         del tokenizer
         return None
+
+    def launch_notes(self, tokenizer: Path) -> Iterator[str]:
+        """Yield what a user must know before a launch, given the run's tokenizer."""
+        del tokenizer
+        yield from ()
 
     def faults(self, seq_length: int) -> Iterator[str]:
         """Yield what of the options does not fit a run with rows of ``seq_length`` tokens."""

@@ -61,6 +61,7 @@ def make_sections(runs: Sequence[RunFacts]) -> tuple[Section, ...]:
         _memory(runs),
         _timelines(runs),
         *_adapters(runs),
+        *_examples(runs),
         _attempts(runs),
     )
 
@@ -243,6 +244,23 @@ def _numbered(curves: Sequence[tuple[str, Points]]) -> list[Series]:
         Series(name=name, points=points, colour=n, dashed=n >= len(SERIES))  # colours repeat then
         for n, (name, points) in enumerate(curves)
     ]
+
+
+_COUNTS = ("examples", "features", "rows", "tokens", "cut", "dropped")
+
+
+def _examples(runs: Sequence[RunFacts]) -> Iterator[Section]:
+    """Yield what became of the tasks' examples, where a run has any."""
+    rows = []
+    for run in runs:
+        for name, record in run.examples:
+            counts = [f"{record[key]:,}" if isinstance(record.get(key), int) else "" for key in _COUNTS]
+            told = [", ".join(map(str, record.get("unread") or ())), " ".join(map(str, record.get("notes") or ()))]
+            rows.append((_name(run, runs, name), *counts, *told))
+    if rows:
+        columns = ("task, split", *_COUNTS[:1], "sequences", *_COUNTS[2:], "fields not read", "notes")
+        table = Table(caption="What became of the tasks' examples", columns=columns, rows=tuple(rows))
+        yield Section(key="examples", title="Examples", tables=(table,))
 
 
 def _attempts(runs: Sequence[RunFacts]) -> Section:

@@ -15,7 +15,9 @@ from llama_scale.spec.start_folder import TENSOR_FIELDS, check_start, is_hf_fold
 from llama_scale.spec.tokenizer import SentencePieceTokenizer, Tokenizer
 
 
-def check_inputs(spec: RunSpec, *, warm_start: bool = True, start: StartRecord | None = None) -> None:
+def check_inputs(
+    spec: RunSpec, *, warm_start: bool = True, start: StartRecord | None = None, prepared: Path | None = None
+) -> None:
     """Check packages, token files, tokenizer and the checkpoint of a warm start.
 
     Args:
@@ -23,13 +25,14 @@ def check_inputs(spec: RunSpec, *, warm_start: bool = True, start: StartRecord |
         warm_start: Look at ``model.init_from``; a run that goes on from its own checkpoint reads it only where it is
             the frozen base of adapters.
         start: What a run that goes on started from; imported weights need their source no more.
+        prepared: Folder with the rows that a resumed run has prepared; files that it no longer reads are not checked.
 
     Raises:
         LaunchError: Something is missing or does not fit; every fault is named at once.
     """
     faults = [
         *_packages(spec),
-        *_data(spec),
+        *_data(spec, prepared),
         *_tokenizer(spec),
         *(_warm_start(spec, start, go_on=not warm_start) if warm_start or spec.adapters else ()),
     ]
@@ -45,9 +48,9 @@ def _packages(spec: RunSpec) -> Iterator[str]:
         yield fault
 
 
-def _data(spec: RunSpec) -> Iterator[str]:
+def _data(spec: RunSpec, prepared: Path | None) -> Iterator[str]:
     if spec.data.kind == "tasks":
-        yield from task_faults(spec)
+        yield from task_faults(spec, prepared)
         return
     for part in spec.data.blend:
         try:

@@ -20,19 +20,26 @@ FIRST_ROWS = 1_000
 """Rows of a task that a launch also checks with the tokenizer, which takes longer."""
 
 
-def task_faults(spec: RunSpec) -> Iterator[str]:
-    """Yield what is wrong with the tasks' options and files, one fault a task."""
+def task_faults(spec: RunSpec, prepared: Path | None = None) -> Iterator[str]:
+    """Yield what is wrong with the tasks' options and files, one fault a task.
+
+    Args:
+        spec: The run.
+        prepared: See ``preflight.check_inputs``.
+    """
     for task in spec.tasks:
         try:
             descriptor = discover.task(task.kind)
             options = discover.read_options(descriptor, task.options)
-            faults = list(_faults(spec, task, descriptor, options))
+            faults = list(_faults(spec, task, descriptor, options, prepared))
         except LaunchError as error:
             faults = [str(error)]
         yield from (f"task {task.name!r}: {fault}" for fault in faults)
 
 
-def _faults(spec: RunSpec, task: Task, descriptor: TaskDescriptor, options: TaskOptions) -> Iterator[str]:
+def _faults(
+    spec: RunSpec, task: Task, descriptor: TaskDescriptor, options: TaskOptions, prepared: Path | None
+) -> Iterator[str]:
     missing = [path for path in descriptor.files(options) if not Path(path).exists()]
     if missing:
         yield f"{', '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist"
@@ -42,17 +49,23 @@ def _faults(spec: RunSpec, task: Task, descriptor: TaskDescriptor, options: Task
     if found := list(options.faults(spec.data.seq_length)):
         yield from found
         return
+    needed = [name for name in ("train", "validation") if task.weight > 0 and (name == "train" or spec.validation)]
+    if prepared is not None and all(_is_prepared(prepared, task, name) for name in needed):
+        return
     counts = _counts(options, spec)
     if counts.total() == MOST_ROWS:
         return  # a split may be in what was not read
-    needed = (("train", task.weight > 0), ("validation", spec.validation is not None and task.weight > 0))
-    for name, used in needed:
-        if used and not counts[name]:
+    for name in needed:
+        if not counts[name]:
             there = ", ".join(f"{number} in {split}" for split, number in counts.items()) or "no rows at all"
             yield (
                 f"its split {name!r} is empty ({there}); add examples, or change how options.data splits them"
                 + ("" if name == "train" else ", or remove the section validation")
             )
+
+
+def _is_prepared(folder: Path, task: Task, split: str) -> bool:
+    return any(folder.glob(f"{task.name}-{'[0-9a-f]' * 12}/{split}"))
 
 
 def _counts(options: FileTaskOptions, spec: RunSpec) -> Counter[str]:
@@ -70,3 +83,17 @@ def _counts(options: FileTaskOptions, spec: RunSpec) -> Counter[str]:
             more(example)
         counts[name] += 1
     return counts
+
+
+def task_notes(spec: RunSpec) -> Iterator[str]:
+    """Yield what a user must know of the tasks of a run whose inputs are in order, e.g. which fields are not read."""
+    for task in spec.tasks if spec.data.kind == "tasks" else ():
+        descriptor = discover.task(task.kind)
+        options = discover.read_options(descriptor, task.options)
+        if not isinstance(options, FileTaskOptions):
+            continue
+        rows = itertools.islice(read_all(options), FIRST_ROWS)
+        if unread := {name for _, row in rows for name in options.unread_fields(row)}:
+            yield f"task {task.name}: fields that are not read: {', '.join(map(repr, sorted(unread)))}"
+        if spec.tokenizer is not None:
+            yield from (f"task {task.name}: {note}" for note in options.launch_notes(Path(spec.tokenizer.path)))

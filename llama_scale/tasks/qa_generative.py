@@ -46,6 +46,12 @@ class QaGenerativeOptions(PromptedOptions):
             raise ValueError("no_answer is blank; name the words that stand for no answer, e.g. unanswerable")
         return self
 
+    @model_validator(mode="after")
+    def _used_template(self) -> QaGenerativeOptions:
+        if self.template_without_context is not None and not self.uses_context:
+            raise ValueError("template_without_context is never used, for template holds no {context}; leave it out")
+        return self
+
     @property
     def uses_context(self) -> bool:
         """Whether the prompt holds the context."""

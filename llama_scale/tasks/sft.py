@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,6 +10,7 @@ from pydantic import Field
 
 from llama_scale.data.chat import ChatTemplate
 from llama_scale.data.chat_keys import WrittenKeys
+from llama_scale.data.chat_turns import writes_an_end
 from llama_scale.data.examples import check_example
 from llama_scale.errors import DataError
 from llama_scale.extensions.api import TaskDescriptor
@@ -105,7 +106,7 @@ class SftOptions(FileTaskOptions):
 
     def first_rows_check(self, tokenizer: Path) -> Callable[[Example], None] | None:
         """See ``FileTaskOptions.first_rows_check``: the chat template must write all that a row holds."""
-        written = WrittenKeys(ChatTemplate(tokenizer if tokenizer.is_dir() else tokenizer.parent))
+        written = WrittenKeys(_template(tokenizer))
 
         def check(example: Example) -> None:
             found = self.conversation(example)
@@ -115,6 +116,19 @@ class SftOptions(FileTaskOptions):
                 raise DataError(f"{example.where}: {error}") from error
 
         return check
+
+    def launch_notes(self, tokenizer: Path) -> Iterator[str]:
+        """See ``FileTaskOptions.launch_notes``."""
+        template = _template(tokenizer)
+        if not writes_an_end(template):
+            yield (
+                f"the chat template of {template.where} writes nothing behind an answer, so that the model does not "
+                "learn where to stop; add {{ eos_token }} there"
+            )
+
+
+def _template(tokenizer: Path) -> ChatTemplate:
+    return ChatTemplate(tokenizer if tokenizer.is_dir() else tokenizer.parent)
 
 
 DESCRIPTOR = TaskDescriptor(

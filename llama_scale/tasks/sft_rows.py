@@ -99,7 +99,7 @@ def read_conversation(example: Example, options: SftOptions) -> Conversation:
     return Conversation(
         messages=reader.messages,
         trained=reader.trained(),
-        tools=read_tools(_value(example, options.tools_field, options), where=example.where, name=options.tools_field),
+        tools=None if "tools" in options.ignore_fields else _tools(example, options),
         options=_template_options(example, options),
     )
 
@@ -116,6 +116,11 @@ def _needed(options: SftOptions) -> dict[Form, tuple[str, ...]]:
 
 def _value(example: Example, name: str, options: SftOptions) -> Any:
     return None if name in options.ignore_fields else example.values.get(name)
+
+
+def _tools(example: Example, options: SftOptions) -> list[Any] | None:
+    name = options.tools_field
+    return read_tools(_value(example, name, options), where=example.where, name=name)
 
 
 def _add_alpaca(reader: MessageReader, example: Example, options: SftOptions) -> None:
