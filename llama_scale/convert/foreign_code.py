@@ -36,8 +36,8 @@ Matches = Callable[[str, str], bool]
 CONSENT = "look at it and say --trust-remote-code"
 
 _RELEASED = Path(__file__).with_name("released_files.json")
-"""Version -> ``files``: name -> SHA-256 of each file, of the modelling file's with unfilled tables; ``classes``: file of
-an adapter or gate -> the class in it that the modelling file names."""
+"""Version -> ``files``: name -> SHA-256 of each file (the modelling file's with unfilled tables); ``classes``: file
+of an adapter or gate -> the class in it that the modelling file names."""
 
 
 def foreign_code(folder: Path, *, every_file: bool = False) -> str | None:

@@ -240,7 +240,8 @@ def _end_of_text(tokenizer: Path) -> int | None:
     try:
         return load_tokenizer(tokenizer).eos_id
     except DataError as error:
-        raise ConvertError(str(error)) from error
+        fault = str(error).removeprefix("--tokenizer ")
+        raise ConvertError(f"the model's tokenizer cannot be used: {fault}; give another with --tokenizer") from error
 
 
 def _ends_of_turns(tasks: Iterable[Task], tokenizer: Path) -> list[int | None]:
