@@ -22,6 +22,7 @@ _NOT_CARRIED = frozenset(
         "auto_map",  # code, which is not exported
         "_name_or_path",  # a path of the machine that saved the origin
         "_commit_hash",
+        "transformers_weights",  # the name of a file that the origin has
     }
 )
 """Keys of an origin's config.json that an export does not have, besides the numbers of the model."""
