@@ -27,7 +27,7 @@ def write_tokenizer(
     special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"),
     eos: str = "<|im_end|>",
 ) -> Path:
-    """Write tokenizer.json and tokenizer_config.json into ``folder`` and return it; special tokens have the first ids."""
+    """Write tokenizer.json and tokenizer_config.json into ``folder`` and return it; special tokens come first."""
     texts = list(find_source([str(data_dir("configs") / "smoke" / "sample.jsonl.gz")]).documents())[:200]
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -218,18 +218,16 @@ def _of_start(places: Iterable[Path], *, behind: tuple[Path, ...]) -> Origin:
     missing = None
     for place in places:
         try:
-            found = _of_place(place, behind=behind)
+            return _of_place(place, behind=behind)
         except (CheckpointError, ConvertError) as error:
             missing = missing or (f"{place} ({error})" if place.exists() else str(place))
-            continue
-        if found is not None:
-            return found
     return Origin(missing=missing)
 
 
-def _of_place(place: Path, *, behind: tuple[Path, ...]) -> Origin | None:
-    if not (place / MANIFEST).is_file() and (place / CONFIG).is_file():
-        return _of_folder(place)
+def _of_place(place: Path, *, behind: tuple[Path, ...]) -> Origin:
+    found = None if (place / MANIFEST).is_file() else _of_folder(place)
+    if found is not None:
+        return found
     checkpoint = find_checkpoint(place)
     if checkpoint.resolve() in behind:
         raise ConvertError("it was made of itself, by its run's spec")

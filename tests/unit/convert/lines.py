@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from llama_scale.checkpoint.manifest import load_manifest
+from llama_scale.convert.export_hf import export_hf
+from llama_scale.convert.import_hf import import_hf
+from llama_scale.convert.shards import Layout
 from llama_scale.spec.load import dump_spec
 from llama_scale.spec.run import RunSpec
 from tests.task_tokenizer import write_tokenizer
@@ -20,6 +24,7 @@ SPECIAL = ("<|im_start|>", "<|im_end|>", "<|end|>", "<|other|>")
 START, TURN_END, TEXT_END, OTHER = range(4)
 """Ids of the special tokens: the head of a turn, its end by the chat template, the tokenizer's EOS, and one more."""
 VOCAB = 320
+GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 100, "transformers_version": "4.42.3"}
 CHAT = {"name": "chat", "kind": "sft", "options": {"data": {"kind": "split_files", "train": "/nowhere.jsonl"}}}
 
 
@@ -113,3 +118,31 @@ def make_run(
 
 def _kind(tokenizer: Path) -> str:
     return "hf" if tokenizer.is_dir() else "sentencepiece"
+
+
+def imported(folder: Path, **files: Any) -> Path:
+    """Write a folder (see ``write_folder``) as ``source``, and its import as ``ck``, which is returned."""
+    import_hf(write_folder(folder / "source", **files), folder / "ck", layout=Layout())
+    return folder / "ck"
+
+
+def exported(checkpoint: Path, target: Path) -> Path:
+    """Export a checkpoint and return the folder."""
+    export_hf(checkpoint, target)
+    return target
+
+
+def stops_of(folder: Path) -> list[int]:
+    """Return the tokens at which transformers' generate ends a text with a folder's model."""
+    found = GenerationConfig.from_pretrained(folder).eos_token_id
+    return [] if found is None else found if isinstance(found, list) else [found]
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    """Return a JSON file."""
+    return json.loads((folder / name).read_text())
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return what transformers reads in generation_config.json, stop tokens left out."""
+    return GenerationConfig.from_pretrained(folder).to_dict() | {"eos_token_id": None}

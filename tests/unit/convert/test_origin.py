@@ -5,56 +5,43 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig
 
 from llama_scale.convert.assemble import export_mixture
 from llama_scale.convert.embedding_folder import export_embeddings
 from llama_scale.convert.export_hf import export_hf
-from llama_scale.convert.folders import find_checkpoint, run_of
+from llama_scale.convert.folders import find_checkpoint
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.models import stop_ids
-from llama_scale.convert.origin import keep_with, origin_of, origin_of_spec
 from llama_scale.convert.peft import export_peft
-from llama_scale.convert.reshard import reshard
 from llama_scale.convert.shards import Layout
 from llama_scale.convert.turn_end import turn_end
 from llama_scale.errors import ConvertError
-from llama_scale.spec.load import load_spec
 from tests.task_tokenizer import CHATML, write_tokenizer
 from tests.unit.convert.adapted import LORA, adapter_checkpoint, record
-from tests.unit.convert.lines import CHAT, OTHER, SPECIAL, START, TEXT_END, TURN_END, VOCAB, make_run, write_folder
+from tests.unit.convert.lines import (
+    CHAT,
+    GENERATION,
+    OTHER,
+    SPECIAL,
+    START,
+    TEXT_END,
+    TURN_END,
+    VOCAB,
+    exported,
+    imported,
+    make_run,
+    read,
+    settings_of,
+    stops_of,
+    write_folder,
+)
 
-GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 100, "transformers_version": "4.42.3"}
 EXTRA = {"_name_or_path": "/home/someone/model", "use_cache": True, "mine": {"deep": [1, None]}, "pretraining_tp": 1}
-
-
-def imported(folder: Path, **files: Any) -> Path:
-    import_hf(write_folder(folder / "source", **files), folder / "ck", layout=Layout())
-    return folder / "ck"
-
-
-def exported(checkpoint: Path, target: Path) -> Path:
-    export_hf(checkpoint, target)
-    return target
-
-
-def stops_of(folder: Path) -> list[int]:
-    """Where transformers' generate ends a text with a folder's model."""
-    found = GenerationConfig.from_pretrained(folder).eos_token_id
-    return [] if found is None else found if isinstance(found, list) else [found]
-
-
-def read(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / name).read_text())
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    return GenerationConfig.from_pretrained(folder).to_dict() | {"eos_token_id": None}
 
 
 # (config.json, generation_config.json, tokenizer's EOS, whether a run trained chats) -> the union, in order
@@ -143,15 +130,15 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     config=st.dictionaries(KEYS, JSON, max_size=3),
     sampling=SAMPLING,
     own=st.dictionaries(KEYS, JSON, max_size=3),
     in_config=st.booleans(),
 )
-def test_every_key_of_an_origin_comes_back(line, tmp_path, config, sampling, own, in_config):
-    source, out = line / "source", tmp_path / "out"
+def test_every_key_of_an_origin_comes_back(line, config, sampling, own, in_config):
+    source, out = line / "source", line / "out"
     for folder in (source, line / "ck" / "hf"):
         made = read(source, "config.json")
         made = {k: v for k, v in made.items() if not k.startswith("mine_") and k not in GenerationConfig().to_dict()}
@@ -173,119 +160,10 @@ def test_every_key_of_an_origin_comes_back(line, tmp_path, config, sampling, own
         assert ({"do_sample": True} | sampling | own).items() <= read(out, "generation_config.json").items()
 
 
-def test_a_line_of_runs_is_followed_to_its_beginning(tmp_path):
-    ck = imported(tmp_path, generation=GENERATION | {"eos_token_id": [9]})
-    first = make_run(tmp_path / "first", ck, init_from=ck, tokenizer=tmp_path / "source", tasks=(CHAT,))
-    second = make_run(tmp_path / "second", first, init_from=first)
-    third = make_run(tmp_path / "third", second, init_from=tmp_path / "second")  # a run, as export takes it
-    on_adapters = adapter_checkpoint(tmp_path / "adapters", base=third, extensions=record(LORA))
-    export_mixture(on_adapters, tmp_path / "mixture")
-    for folder in (exported(third, tmp_path / "hf"), tmp_path / "mixture"):
-        assert stops_of(folder) == [9, TEXT_END, TURN_END]
-        assert settings_of(folder) == settings_of(tmp_path / "source")
-    assert load_spec(tmp_path / "third" / "spec.yaml").model.init_from == str(tmp_path / "second")
-
-
-def test_a_run_keeps_what_came_with_its_start(tmp_path):
-    ck = imported(tmp_path, generation=GENERATION | {"eos_token_id": [9]})
-    first = make_run(tmp_path / "first", ck, init_from=ck, tokenizer=tmp_path / "source", tasks=(CHAT,))
-    second = make_run(tmp_path / "second", first, init_from=first)
-    keep_with(tmp_path / "second", made_of=first)
-    before = (settings_of(tmp_path / "source"), read(tmp_path / "source", "tokenizer.json"))
-    for folder in ("source", "ck", "first"):
-        shutil.rmtree(tmp_path / folder)
-    shutil.move(tmp_path / "second", tmp_path / "elsewhere")
-    report = export_hf(find_checkpoint(tmp_path / "elsewhere"), tmp_path / "out")
-    assert report["origin_missing"] is None
-    assert stops_of(tmp_path / "out") == [9, TEXT_END, TURN_END]
-    assert (settings_of(tmp_path / "out"), read(tmp_path / "out", "tokenizer.json")) == before
-    assert second.name == "step-00000001"
-
-
-def test_a_start_that_is_gone_is_named(tmp_path):
-    ck = imported(tmp_path)
-    run = make_run(tmp_path / "run", ck, init_from=ck)
-    shutil.move(ck, tmp_path / "moved")
-    report = export_hf(run, tmp_path / "out")
-    assert report["origin_missing"] == str(ck)
-    (tmp_path / "moved" / "manifest.json").write_text("{}")
-    shutil.move(tmp_path / "moved", ck)
-    assert str(origin_of(run).missing).startswith(f"{ck} (")
-
-
-def test_a_run_that_started_from_itself_ends(tmp_path):
-    ck = imported(tmp_path)
-    run = make_run(tmp_path / "run", ck, init_from=tmp_path / "run")
-    assert "it was made of itself" in str(origin_of(run).missing)
-
-
-def test_a_hugging_face_folder_may_be_the_start(tmp_path):
-    ck = imported(tmp_path, generation=GENERATION | {"eos_token_id": [9]})
-    run = make_run(tmp_path / "run", ck, init_from=tmp_path / "source")
-    assert stops_of(exported(run, tmp_path / "out")) == [9, TEXT_END]
-    found = origin_of_spec(load_spec(tmp_path / "run" / "spec.yaml"))
-    assert (found.stop_ids, found.generation_config) == ((9, TEXT_END), GENERATION | {"eos_token_id": [9]})
-
-
-def test_a_resharded_checkpoint_has_what_came_with_the_run(tmp_path):
-    ck = imported(tmp_path, generation=GENERATION | {"eos_token_id": [9]})
-    run = make_run(tmp_path / "run", ck, init_from=ck, tokenizer=tmp_path / "source", tasks=(CHAT,))
-    reshard(run, tmp_path / "cut", layout=Layout(pp_size=2))
-    shutil.rmtree(ck)
-    shutil.rmtree(tmp_path / "run")
-    out = exported(tmp_path / "cut", tmp_path / "out")
-    assert stops_of(out) == [9, TEXT_END, TURN_END]
-    assert settings_of(out) == settings_of(tmp_path / "source")
-    assert AutoTokenizer.from_pretrained(out).chat_template == CHATML
-
-
 def test_what_is_no_token_id_is_refused(tmp_path):
     ck = imported(tmp_path, generation={"eos_token_id": "</s>"})
     with pytest.raises(ConvertError, match="eos_token_id is '</s>', not a token's id or a list of ids"):
         export_hf(ck, tmp_path / "out")
-
-
-def links(tmp_path: Path, how: str, run: Path) -> Path:
-    """Put symbolic links into a run and return what a user names."""
-    kept, step = run / "checkpoints", "step-00000001"
-    if how == "the run":
-        run.rename(tmp_path / "scratch")
-        run.symlink_to(tmp_path / "scratch")
-        return run
-    if how == "a checkpoint":
-        (kept / step).rename(tmp_path / "scratch")
-        (kept / step).symlink_to(tmp_path / "scratch")
-        return kept / step
-    kept.rename(tmp_path / "scratch")
-    kept.symlink_to(tmp_path / "scratch")
-    if how == "checkpoints, twice":
-        (tmp_path / "best").symlink_to(kept / step)
-        return tmp_path / "best"
-    if how == "checkpoints, by a link to them":
-        (tmp_path / "mine").symlink_to(kept)
-        return tmp_path / "mine" / step
-    return run if how == "checkpoints" else kept / step
-
-
-@pytest.mark.parametrize(
-    "how",
-    ["checkpoints", "checkpoints and step", "checkpoints, twice", "checkpoints, by a link to them", "a checkpoint",
-     "the run"],
-)  # fmt: skip
-def test_links_lead_back_to_the_run(tmp_path, how):
-    ck = imported(tmp_path)
-    shutil.copytree(tmp_path / "source", tmp_path / "tokenizer")
-    make_run(tmp_path / "run", ck, tokenizer=tmp_path / "tokenizer")
-    checkpoint = find_checkpoint(links(tmp_path, how, tmp_path / "run"))
-    report = export_hf(checkpoint, tmp_path / "out")
-    assert report["tokenizer"] == str(tmp_path / "tokenizer")
-    assert stops_of(tmp_path / "out") == [TEXT_END]
-
-
-def test_a_loop_of_links_is_no_run(tmp_path):
-    (tmp_path / "a").symlink_to(tmp_path / "b")
-    (tmp_path / "b").symlink_to(tmp_path / "a")
-    assert run_of(tmp_path / "a" / "step-00000001") is None
 
 
 def test_code_and_paths_stay_behind(tmp_path):
