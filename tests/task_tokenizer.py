@@ -19,22 +19,29 @@ CHATML = (
 )
 
 
-def write_tokenizer(folder: Path, *, vocab_size: int = 512, template: str | None = CHATML) -> Path:
-    """Write tokenizer.json and tokenizer_config.json into ``folder`` and return it."""
+def write_tokenizer(
+    folder: Path,
+    *,
+    vocab_size: int = 512,
+    template: str | None = CHATML,
+    special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"),
+    eos: str = "<|im_end|>",
+) -> Path:
+    """Write tokenizer.json and tokenizer_config.json into ``folder`` and return it; special tokens come first."""
     texts = list(find_source([str(data_dir("configs") / "smoke" / "sample.jsonl.gz")]).documents())[:200]
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     made.train_from_iterator(texts, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {"eos_token": eos, "tokenizer_class": "PreTrainedTokenizerFast"}
     if template is not None:
         settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -19,6 +19,7 @@ from llama_scale.cli.convert_output import (
     render,
 )
 from llama_scale.cli.output import emit, emit_json, say
+from llama_scale.cli.source_options import TrustCode
 from llama_scale.errors import ConvertError
 
 if TYPE_CHECKING:
@@ -179,11 +180,19 @@ def _refuse_deepspeed(source: Path) -> None:
 def _import_deepspeed(source: Path, target: Path, *, spec: Path) -> Manifest:
     """Make a checkpoint of a folder that DeepSpeed has saved."""
     from llama_scale.convert.deepspeed_folder import import_deepspeed
+    from llama_scale.convert.origin import origin_of_spec
     from llama_scale.plan.run_plan import make_plan
     from llama_scale.spec.load import load_spec
 
-    plan = make_plan(load_spec(spec))
-    return import_deepspeed(source, target, shape=plan.shape, vocab_pad_multiple=plan.vocab_pad_multiple)
+    loaded = load_spec(spec)
+    plan = make_plan(loaded)
+    return import_deepspeed(
+        source,
+        target,
+        shape=plan.shape,
+        vocab_pad_multiple=plan.vocab_pad_multiple,
+        origin=origin_of_spec(loaded),
+    )
 
 
 class _Form(StrEnum):
@@ -253,6 +262,10 @@ def export(
         )
     if report.get("tokenizer", "") is None:
         say(f"note: {target} has no tokenizer, because the checkpoint came without one; add it with --tokenizer PATH")
+    if report.get("origin_missing") is not None:
+        from llama_scale.convert.origin import lost_with
+
+        say(f"note: {lost_with(report['origin_missing'])}")
     result, text = exported(report, target=target, checkpoint=checkpoint)
     _show(result, as_json=as_json, text=text)
 
@@ -272,6 +285,7 @@ def verify(
     ] = None,
     generate: Annotated[int, typer.Option(min=0, help="Also compare so many greedy tokens after each prompt.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random prompt.")] = 0,
+    trust_remote_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare the sharded model, run on real processes, with transformers' model: logits, weights, greedy tokens.
@@ -296,6 +310,7 @@ def verify(
             num_tokens=tokens,
             generate=generate,
             seed=seed,
+            trust_code=trust_remote_code,
             progress=bar,
         )
     if as_json:

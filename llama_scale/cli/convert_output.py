@@ -46,7 +46,7 @@ def import_adapters(folders: list[str], target: Path, *, base: Path | None) -> M
     for text in folders:
         name, mark, place = text.partition("=")
         folder = Path(place if mark else text)
-        key = name if mark else folder.resolve().name
+        key = name if mark else Path(os.path.abspath(folder)).name  # noqa: PTH100 - of a link, the name that it has here
         if key in named:
             raise ConvertError(f"two adapters are called {key!r}; give them names: --peft NAME={folder}")
         named[key] = folder

@@ -17,8 +17,9 @@ from llama_scale.checkpoint.manifest import StartRecord
 from llama_scale.convert.folders import Progress
 from llama_scale.convert.hf_config import read_shape
 from llama_scale.convert.hf_weights import HfWeights
-from llama_scale.convert.import_hf import DTYPES, import_hf
+from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.import_proof import import_proof
+from llama_scale.convert.inventory import DTYPES
 from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.shards import Layout
 from llama_scale.errors import ConvertError

@@ -25,6 +25,7 @@ from llama_scale.convert.folders import (
 from llama_scale.convert.hf_config import CONFIG
 from llama_scale.convert.merge import Merger
 from llama_scale.convert.weights import Weights
+from llama_scale.data.tokenizer import load_tokenizer
 from llama_scale.errors import ConvertError
 from llama_scale.extensions import discover
 from llama_scale.spec.adapters import Task
@@ -108,7 +109,7 @@ def _find_task(weights: Weights, name: str | None) -> Task:
 def _write_modules(folder: Path, options: Any) -> None:
     config = read_json(folder / CONFIG) or {}
     limit = max(options.max_query_tokens, options.max_document_tokens)
-    _write_tokenizer(folder, config, limit=limit)
+    _write_tokenizer(folder, limit=limit)
     # The weights keep the names of a LlamaForCausalLM; as a LlamaModel the output layer is not asked for.
     write_json(folder / CONFIG, config | {"architectures": ["LlamaModel"]})
     modules = [
@@ -131,13 +132,13 @@ def _write_modules(folder: Path, options: Any) -> None:
     write_json(folder / _POOLING / "config.json", pooling)
 
 
-def _write_tokenizer(folder: Path, config: dict[str, Any], *, limit: int) -> None:
+def _write_tokenizer(folder: Path, *, limit: int) -> None:
     """Make the folder's tokenizer end every text with EOS, cut to ``limit`` tokens in all, and nothing before it."""
     from tokenizers import Tokenizer, normalizers, processors
 
-    eos = config.get("eos_token_id")
-    eos = eos[0] if isinstance(eos, list) and eos else eos
-    if not (folder / _TOKENIZER).is_file() or not isinstance(eos, int):
+    # Not one of config.json's: a model may have several that end a text, and the task ends its texts with this one.
+    eos = load_tokenizer(folder).eos_id if (folder / _TOKENIZER).is_file() else None
+    if eos is None:
         raise ConvertError(
             "an embedding model needs its tokenizer with an EOS token, and the checkpoint came without one; give it "
             "with --tokenizer PATH"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from llama_scale.convert.folders import Progress, Proof, Silence
+from llama_scale.convert.folders import Progress, Proof, Silence, has_tokenizer
 from llama_scale.convert.hf_config import read_shape
 from llama_scale.convert.hf_weights import HfWeights
 from llama_scale.convert.inventory import check_inventory
@@ -24,7 +24,7 @@ from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.matrices import same_bits
 from llama_scale.convert.models import Prompts, Results, save_prompts, sharded_model
 from llama_scale.convert.proof import Proof as Found
-from llama_scale.convert.reference import has_text_tokenizer, load_text_tokenizer
+from llama_scale.convert.reference import load_text_tokenizer
 from llama_scale.convert.request import BASE, FREQUENCIES, Request
 from llama_scale.convert.shards import Layout, check_layout
 from llama_scale.convert.source_model import SourceModel
@@ -134,7 +134,7 @@ def _prompts(source: Path, shape: ModelShape) -> tuple[Prompts, str]:
     longest = min(_TOKENS, shape.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
     prompts = {"random": torch.randint(shape.vocab_size, (1, longest), generator=generator)}
-    if not has_text_tokenizer(source):
+    if not has_tokenizer(source):
         return prompts, ""
     try:
         ids = load_text_tokenizer(source)("\n".join(REAL_PROMPTS), return_tensors="pt")["input_ids"][:, :longest]

@@ -1,4 +1,4 @@
-"""The tokenizer of an exported model: found beside the weights, and in the form that transformers loads.
+"""The tokenizer of an exported model, in the form that transformers loads.
 
 A Hugging Face tokenizer is copied. A SentencePiece model becomes a ``tokenizer.json`` that gives the same ids as
 SentencePiece itself; that is checked on texts with spaces, line ends, digits and several scripts while exporting.
@@ -10,13 +10,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llama_scale.convert.folders import ORIGIN, read_json, run_of, tokenizer_files, write_json
-from llama_scale.errors import ConvertError, SpecError
-from llama_scale.spec.load import load_run_spec
+from llama_scale.convert.folders import copy_small_files, copy_templates, has_tokenizer, read_json, write_json
+from llama_scale.errors import ConvertError
 
 _SPACE = "\u2581"
 _UNIGRAM, _BPE = 1, 2
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+
+_SETTINGS = "tokenizer_config.json"
+_NOT_EXPORTED = ("auto_map", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file")
 
 PROBES = (
     "The quick brown fox jumps over 13 lazy dogs.",
@@ -36,47 +38,6 @@ PROBES = (
 """Texts on which a converted tokenizer must equal the original."""
 
 
-def find_tokenizer(checkpoint: Path, *, asked: Path | None) -> Path | None:
-    """Return the tokenizer that belongs to a checkpoint: a SentencePiece file or a Hugging Face folder.
-
-    In this order: the one asked for, the one kept at import, the one in the spec of the checkpoint's run, the one of
-    the checkpoint that the run started from.
-
-    Raises:
-        ConvertError: The one asked for, or named in the spec, does not exist.
-    """
-    if asked is not None:
-        if not asked.exists():
-            raise ConvertError(f"--tokenizer {asked} does not exist; give a SentencePiece .model or a tokenizer folder")
-        return asked
-    if _has_tokenizer(checkpoint / ORIGIN):
-        return checkpoint / ORIGIN
-    run = run_of(checkpoint)
-    if run is None:
-        return None
-    try:
-        spec = load_run_spec(run / "spec.yaml")
-    except SpecError as error:
-        raise ConvertError(
-            f"the tokenizer is not known, because {run / 'spec.yaml'} cannot be read: {error}"
-        ) from error
-    if spec.tokenizer is not None:
-        path = Path(spec.tokenizer.path)
-        if not path.exists():
-            raise ConvertError(
-                f"the run's tokenizer {path} does not exist any more; restore it or give another with --tokenizer"
-            )
-        return path
-    started_from = getattr(spec.model, "init_from", None)
-    if started_from is not None and _has_tokenizer(Path(started_from) / ORIGIN):
-        return Path(started_from) / ORIGIN
-    return None
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-
-
 def write_tokenizer(source: Path, folder: Path, *, vocab_size: int) -> dict[str, int | None]:
     """Write a tokenizer into a Hugging Face folder.
 
@@ -93,17 +54,18 @@ def write_tokenizer(source: Path, folder: Path, *, vocab_size: int) -> dict[str,
     """
     if source.is_dir():
         return _copy_folder(source, folder, vocab_size=vocab_size)
-    return _convert_sentencepiece(source, folder, vocab_size=vocab_size)
+    ids = _convert_sentencepiece(source, folder, vocab_size=vocab_size)
+    _add_templates(source.parent, folder)
+    return ids
 
 
 def _copy_folder(source: Path, folder: Path, *, vocab_size: int) -> dict[str, int | None]:
-    if not _has_tokenizer(source):
+    if not has_tokenizer(source):
         raise ConvertError(
             f"{source} holds no tokenizer.json and no tokenizer.model; give a tokenizer's folder or file"
         )
-    for path in tokenizer_files(source):
-        if not path.name.startswith(("config", "generation_config")):
-            shutil.copyfile(path, folder / path.name)
+    copy_small_files(source, folder, configs=False)
+    _leave_out_of_settings(folder)
     definition = read_json(source / "tokenizer.json")
     if definition is None:
         return {}
@@ -114,7 +76,7 @@ def _copy_folder(source: Path, folder: Path, *, vocab_size: int) -> dict[str, in
             f"the tokenizer {source} has the id {largest} ({token!r}), but the model's vocab_size is {vocab_size}; "
             "give the tokenizer that the model was trained with"
         )
-    settings = read_json(source / "tokenizer_config.json") or {}
+    settings = read_json(source / _SETTINGS) or {}
     found: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad"):
         setting = settings.get(f"{name}_token")
@@ -122,6 +84,24 @@ def _copy_folder(source: Path, folder: Path, *, vocab_size: int) -> dict[str, in
         if text in ids:
             found[name] = ids[text]
     return found
+
+
+def _leave_out_of_settings(folder: Path) -> None:
+    """Take out of tokenizer_config.json what names code, which is not exported, and paths of this machine."""
+    settings = read_json(folder / _SETTINGS) or {}
+    kept = {key: value for key, value in settings.items() if key not in _NOT_EXPORTED}
+    if "auto_map" in settings and (folder / "tokenizer.json").is_file():
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"  # training read tokenizer.json, not the class of that code
+    if kept != settings:
+        write_json(folder / _SETTINGS, kept)
+
+
+def _add_templates(source: Path, folder: Path) -> None:
+    """Add the chat templates that lie beside a SentencePiece model, which conversations were trained with."""
+    copy_templates(source, folder)
+    template = (read_json(source / _SETTINGS) or {}).get("chat_template")
+    if template is not None:
+        write_json(folder / _SETTINGS, (read_json(folder / _SETTINGS) or {}) | {"chat_template": template})
 
 
 def _ids(definition: dict[str, Any]) -> dict[str, int]:
@@ -153,7 +133,7 @@ def _convert_sentencepiece(source: Path, folder: Path, *, vocab_size: int) -> di
         "model_max_length": int(1e30),
     }
     settings |= {f"{name}_token": original.id_to_piece(number) for name, number in ids.items() if number >= 0}
-    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / _SETTINGS, settings)
     return {name: (ids[name] if ids[name] >= 0 else None) for name in ("bos", "eos", "pad")}
 
 

@@ -79,6 +79,8 @@ class Checkpointer:
         self.start = self._ranks.from_first(lambda: find_start(spec, run_dir))
         """What the run starts from."""
         self._base = self._ranks.from_first(lambda: base_record(spec, plan, start=self.start))
+        self.started_from: Path | None = None
+        """Checkpoint whose weights, or the last of those whose weights, were loaded before the first step."""
         self.saved_step: int | None = None
         """Step of the newest checkpoint known to be complete."""
         for folder in self._ranks.from_first(lambda: clean_unfinished(self.root)):
@@ -153,6 +155,7 @@ class Checkpointer:
             CheckpointError: It is damaged, incomplete or of another model.
         """
         self._restore(Path(folder), engine, optimizer=False)
+        self.started_from = Path(folder)
 
     def warm_start(self, engine: Engine) -> bool:
         """Start from the weights that the spec names: a whole model, or adapters whose base ``resume`` has loaded.

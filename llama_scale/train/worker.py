@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Never
 
 import torch
 
-from llama_scale.errors import PREEMPTED_EXIT, LaunchError
+from llama_scale.errors import PREEMPTED_EXIT, LaunchError, LlamaScaleError
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.rank_logs import stands_for_itself
@@ -177,6 +177,8 @@ def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coor
         position = Position(step=0, samples=0)
         if checkpointer.warm_start(engine):
             logger.info("started from the weights of %s", checkpointer.start.record.name)
+    if rank == 0 and checkpointer.started_from is not None:
+        _keep_origin(job.run_dir, checkpointer.started_from)
     if position.step:
         logger.info("resumed after step %d (%d samples)", position.step, position.samples)
     with ExitStack() as stack:
@@ -205,6 +207,16 @@ def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coor
     if outcome == "preempted":
         logger.info("stopped on request (%s); the checkpoint is saved", stop.reason or "of another rank")
     return outcome
+
+
+def _keep_origin(run: Path, started_from: Path) -> None:
+    """Keep tokenizer, settings and stop tokens of the start with the run; training goes on where they cannot be."""
+    from llama_scale.convert.origin import keep_with  # lazy: one rank, of runs that start from weights
+
+    try:
+        keep_with(run, made_of=started_from)
+    except (LlamaScaleError, OSError) as error:
+        logger.warning("what came with the model in %s is not kept with the run: %s", started_from, error)
 
 
 def _make_sinks(job: Job, position: Position, stack: ExitStack) -> list[Callable[[StepRecord], None]]:

@@ -151,7 +151,7 @@ def test_a_folder_with_code_of_its_own_needs_consent(folder, tmp_path, monkeypat
         raise AssertionError("transformers asks whether to run the code")
 
     monkeypatch.setattr("builtins.input", asked)
-    consent = r"own.py); look at it and say --trust-remote-code"
+    consent = "own.py); look at it and say --trust-remote-code"
     fails(eval_app, consent, tmp_path / "hf", "--spec", folder / "spec.yaml")
     fails(generate_app, consent, tmp_path / "hf", "--prompt", "x")
 
