@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from llama_scale.errors import LaunchError
 from llama_scale.plan.run_plan import make_plan
@@ -16,6 +16,7 @@ from llama_scale.spec.load import load_spec
 from llama_scale.spec.model import InlineModel
 from llama_scale.spec.run import RunSpec
 from tests.distributions import install
+from tests.properties import examples
 from tests.unit.simulate.strategies import checked, specs
 from tests.unit.spec.documents import document
 
@@ -50,7 +51,7 @@ def padded(spec: RunSpec) -> bool:
     return model.vocab_size % (model.vocab_pad_multiple * spec.parallel.tensor) != 0
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(specs)
 def test_any_valid_spec_shrinks_to_a_valid_one_with_its_degrees(spec: RunSpec) -> None:
     small = shrunk(spec)

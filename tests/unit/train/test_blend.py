@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_scale.train.blend import Blend, blend_once
@@ -11,7 +11,6 @@ def locate_all(blend: Blend, samples: int) -> list[tuple[int, int]]:
     return [blend.locate(k) for k in range(samples)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8))
 def test_every_prefix_is_within_one_sample_of_the_weights(weights: list[int]) -> None:
     blend = Blend([float(weight) for weight in weights])

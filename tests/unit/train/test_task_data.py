@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_scale.errors import DataError
@@ -32,7 +32,6 @@ SEQ = 16
 
 
 @given(st.lists(st.integers(1, 50), max_size=200))
-@settings(deadline=None)
 def test_packing_loses_nothing_and_fits(lengths: list[int]) -> None:
     rows = pack(lengths, size=50)
 
