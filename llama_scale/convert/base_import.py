@@ -41,6 +41,7 @@ def import_base(source: Path, bases: Path, *, layout: Layout, progress: Progress
         ConvertError: The folder cannot be imported (see ``import_hf``), there is no room for it, it changed meanwhile,
             or the imported model is not transformers' model of the folder.
     """
+    source = source.absolute()
     try:
         key = source_key(source)
         found = find_imported(bases, key)

@@ -32,7 +32,8 @@ def settle_start(sections: Mapping[str, Any], *, written: Callable[[str], str | 
         source = "init_from" if model.init_from is not None else "path" if model.kind == "hf" else None
         if start == "weights" and source is not None:
             changes["init_from"] = getattr(model, source)
-            changes["base_name"] = model.base_name or written(source)
+            with suppress(Absent):
+                changes["base_name"] = model.base_name or written(source)
         return {"train": train.model_copy(update={"from_": start}), "model": model.model_copy(update=changes)}
     return {}
 

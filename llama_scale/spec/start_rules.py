@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _adapters_have_a_base(spec: RunSpec) -> Iterator[Problem]:
-    if spec.adapters and spec.train.from_ is None:
+    if spec.adapters and spec.train.from_ is None and spec.model.init_from is None:
         yield problem(
             "adapters",
             "adapters train on a frozen base, and this one would be drawn from the seed: a preset and inline numbers "
@@ -54,7 +54,7 @@ def _scratch_has_none(spec: RunSpec) -> Iterator[Problem]:
 
 
 RULES = (
-    Rule(("train", "adapters"), _adapters_have_a_base),
+    Rule(("train", "model", "adapters", "tasks"), _adapters_have_a_base),
     Rule(("train", "model"), _weights_have_a_folder),
     Rule(("train", "model"), _scratch_has_none),
 )

@@ -9,6 +9,7 @@ hosts imports, the others wait for its lock.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,10 +21,16 @@ from llama_scale.checkpoint.manifest import StartRecord, newest_complete
 from llama_scale.convert.start import describe_start, ensure_weights, find_weights
 from llama_scale.errors import LaunchError, LlamaScaleError
 from llama_scale.runs.folder import RunFolder
+from llama_scale.train.ports import rank_variables
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import RunPlan
     from llama_scale.spec.run import RunSpec
+
+
+_GROUP = frozenset(rank_variables(0, world=1, port=0))
+_ELASTIC = ("TORCHELASTIC_", "GROUP_", "ROLE_")
+"""Variables of a rank: names, and how those of torchrun begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +76,9 @@ def prepare_start(run_dir: Path, spec: RunSpec, plan: RunPlan) -> None:
             run.save_start(record)
         return
     command = [sys.executable, "-P", "-m", "llama_scale.train.starting", str(run.path)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    # The proof forms a process group of its own, which must not meet the run's.
+    alone = {name: value for name, value in os.environ.items() if name not in _GROUP and not name.startswith(_ELASTIC)}
+    with subprocess.Popen(command, env=alone, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             _, said = process.communicate()
         except BaseException:

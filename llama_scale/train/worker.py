@@ -176,7 +176,8 @@ def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coor
     if position is None:
         position = Position(step=0, samples=0)
         if checkpointer.warm_start(engine):
-            logger.info("started from the weights of %s", checkpointer.start.record.name)
+            record = checkpointer.start.record
+            logger.info("started from the weights of %s", record.adapters or record.name or record.path)
     if rank == 0 and checkpointer.started_from is not None:
         _keep_origin(job.run_dir, checkpointer.started_from)
     if position.step:
