@@ -34,7 +34,7 @@ data:
     - path: data/train
 
 train:
-  steps: 1000             # or tokens: 1e9
+  steps: 1000             # or tokens: 1e9, or epochs: 1
 
 # global = micro x accumulation x data; any two are enough.
 batch:

@@ -150,13 +150,14 @@ class RunFolder:
         return number
 
     @classmethod
-    def create(cls, root: Path, *, name: str, files: Mapping[str, str]) -> RunFolder:
+    def create(cls, root: Path, *, name: str, files: Mapping[str, str], examples: Path | None = None) -> RunFolder:
         """Make ``root/<name>-<utc>-<4hex>`` with its bundle, all at once or not at all.
 
         Args:
             root: Folder of runs; created if missing.
             name: Name of the run.
             files: The bundle, file name -> text; ``spec.yaml`` and ``plan.json`` are copied beside it.
+            examples: Folder of examples that are prepared already, if it exists: it becomes the run's.
 
         Raises:
             LaunchError: The folder cannot be written (read-only, full, not a folder).
@@ -173,6 +174,8 @@ class RunFolder:
             for folder in (scratch.logs, scratch.checkpoints, scratch.attempts):
                 folder.mkdir()
             scratch.write_bundle(files)
+            if examples is not None and examples.exists():
+                shutil.move(examples, scratch.examples)
             scratch.path.rename(run.path)
         except OSError as error:
             shutil.rmtree(scratch.path, ignore_errors=True)
