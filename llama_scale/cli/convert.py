@@ -182,10 +182,11 @@ def _import_deepspeed(source: Path, target: Path, *, spec: Path) -> Manifest:
     from llama_scale.convert.deepspeed_folder import import_deepspeed
     from llama_scale.convert.origin import origin_of_spec
     from llama_scale.plan.run_plan import make_plan
+    from llama_scale.spec.length import any_length
     from llama_scale.spec.load import load_spec
 
     loaded = load_spec(spec)
-    plan = make_plan(loaded)
+    plan = make_plan(any_length(loaded))
     return import_deepspeed(
         source,
         target,

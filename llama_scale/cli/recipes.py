@@ -43,7 +43,7 @@ def pretraining(shape: ModelShape, *, cuda: bool) -> Recipe:
     """Return the recipe for token files: what a spec trains on where no task is named."""
     return Recipe(
         data=_CORPUS.format(seq_length=min(4096 if cuda else 512, shape.max_position_embeddings)),
-        train="train:\n  steps: 1000             # or tokens: 1e9\n",
+        train="train:\n  steps: 1000             # or tokens: 1e9, or epochs: 1\n",
         optimizer="optimizer:\n  lr: 3e-4\nschedule:\n  kind: cosine\n  warmup_steps: 100\n",
         saving="checkpoint:\n  every_steps: 100\n  keep_last: 2\nvalidation:\n  every_steps: 100\n",
     )
