@@ -29,6 +29,7 @@ from llama_scale.convert.modelling import (
 )
 from llama_scale.errors import ConvertError, PluginError
 from llama_scale.extensions import discover
+from llama_scale.extensions.api import ADAPTERS, GATES
 
 Matches = Callable[[str, str], bool]
 """Tells whether a file (name without ``.py``, text) is the one that some version writes."""
@@ -90,6 +91,26 @@ def mixture_kinds(facts: Any) -> tuple[set[str], set[str]]:
     return adapters, gates
 
 
+def release_record() -> dict[str, dict[str, str]]:
+    """Return what ``released_files.json`` says of a version, for the files that the installed one writes."""
+    parts = plugin_files(adapters=_built_in(ADAPTERS, discover.adapter), gates=_built_in(GATES, discover.gate))
+    texts = own_texts() | {name: plugin_text(part) for name, part in parts.items()}
+    return {
+        "files": {name: _sha256(text) for name, text in sorted(texts.items())},
+        "classes": {name: part.target.partition(":")[2] for name, part in sorted(parts.items())},
+    }
+
+
+def _built_in(group: str, find: Callable[[str], Any]) -> dict[str, str]:
+    """Return kind -> implementation of the kinds that llama-scale itself brings."""
+    found = {kind: str(find(kind).implementation) for kind in discover.names(group)}
+    return {kind: target for kind, target in found.items() if target.startswith("llama_scale.")}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _foreign_file(folder: Path, facts: Any) -> str | None:
     """Say which file of a mixture's folder no version writes."""
     adapters, gates = mixture_kinds(facts)
@@ -146,7 +167,7 @@ def _is_released(
                 return False
             text = text.replace(filled, TABLES)
         if name in files:
-            return hashlib.sha256(text.encode()).hexdigest() == files[name]
+            return _sha256(text) == files[name]
         return name not in own and text == _plugin_text(parts[name])
 
     return matches

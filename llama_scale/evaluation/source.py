@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llama_scale.checkpoint.manifest import MANIFEST, Manifest, checkpoint_name, load_manifest, newest_complete
 from llama_scale.convert.folders import REPORT, read_json, run_of
@@ -107,13 +108,10 @@ def _assemble(
     checkpoint: Path, folder: Path, *, spec: RunSpec | None, run: Path | None, progress: Callable[[str], None]
 ) -> Source:
     """Return a checkpoint as a Hugging Face folder, made unless it is there."""
-    from llama_scale.convert.assemble import assemble  # lazy: a Hugging Face folder needs no conversion
-
     manifest = load_manifest(checkpoint)
     if not _is_current(folder, manifest):
         progress(f"assembling {checkpoint}" + ("" if run is None else f" into {folder}"))
-        with _out_of_the_way(folder):
-            report = assemble(checkpoint, folder)
+        report = _assemble_anew(checkpoint, folder)
         if report["origin_missing"] is not None:
             progress(f"note: {lost_with(report['origin_missing'])}")
     return Source(folder=folder, spec=spec, checkpoint=checkpoint, manifest=manifest, run=run)
@@ -125,20 +123,17 @@ def _is_current(folder: Path, manifest: Manifest) -> bool:
     return report is not None and "stop_ids" in report and report.get("parameter_digest") == manifest.parameter_digest
 
 
-@contextmanager
-def _out_of_the_way(folder: Path) -> Iterator[None]:
-    """Move an outdated folder aside while the body makes a new one; it comes back if the body fails."""
+def _assemble_anew(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """Assemble a checkpoint in place of an outdated folder, which stays until the new one is whole."""
+    from llama_scale.convert.assemble import assemble  # lazy: a Hugging Face folder needs no conversion
+
     if not folder.exists():
-        yield
-        return
-    aside = folder.with_name(f".{folder.name}.outdated-{secrets.token_hex(4)}")
-    folder.rename(aside)
-    try:
-        yield
-    except BaseException:
-        aside.rename(folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+        return assemble(checkpoint, folder)
+    fresh = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
+    report = assemble(checkpoint, fresh)
+    shutil.rmtree(folder)
+    fresh.rename(folder)
+    return report
 
 
 def fingerprint(source: Source) -> str:

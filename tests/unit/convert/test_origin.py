@@ -166,6 +166,19 @@ def test_what_is_no_token_id_is_refused(tmp_path):
         export_hf(ck, tmp_path / "out")
 
 
+def test_settings_that_transformers_refuses_are_named(tmp_path):
+    ck = imported(tmp_path, config={"cache_implementation": "none of them"})
+    with pytest.raises(ConvertError, match=r"transformers refuses the generation settings in config\.json: "):
+        export_hf(ck, tmp_path / "out")
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path):
+    ck = imported(tmp_path)
+    (ck / "hf" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConvertError, match=r"tokenizer cannot be used: .*tokenizer\.json is no Hugging Face tokenizer"):
+        export_hf(ck, tmp_path / "out")
+
+
 def test_code_and_paths_stay_behind(tmp_path):
     names = {"auto_map": {"AutoModelForCausalLM": "own.Model"}, "quantization_config": {"bits": 4}}
     ck = imported(tmp_path, config=EXTRA | {"transformers_weights": "adapter_model.bin", "_commit_hash": "1"})

@@ -10,8 +10,10 @@ import pytest
 import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from llama_scale.cli.convert import app as convert_app
 from llama_scale.cli.eval import app as eval_app
 from llama_scale.cli.generate import app as generate_app
 from llama_scale.cli.search import app as search_app
@@ -154,6 +156,16 @@ def test_a_folder_with_code_of_its_own_needs_consent(folder, tmp_path, monkeypat
     consent = "own.py); look at it and say --trust-remote-code"
     fails(eval_app, consent, tmp_path / "hf", "--spec", folder / "spec.yaml")
     fails(generate_app, consent, tmp_path / "hf", "--prompt", "x")
+
+
+def test_every_command_that_loads_a_folder_asks_for_consent_in_the_same_words():
+    convert, search = get_command(convert_app).commands, get_command(search_app).commands
+    loading = [get_command(eval_app), get_command(generate_app), convert["verify"], search["index"], search["query"]]
+    options = [[o for o in command.params if o.name == "trust_remote_code"] for command in loading]
+    assert [len(found) for found in options] == [1] * 5
+    assert len({found[0].help for found in options}) == 1
+    others = [command for name, command in convert.items() if name != "verify"]
+    assert not any(o.name == "trust_remote_code" for command in others for o in command.params)
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
