@@ -236,7 +236,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "empty file": (("--task", "sft", "--data", "empty.jsonl"), 5, "holds no rows"),
     "no conversation": (("--task", "sft", "--data", "text.jsonl"), 5, "text.jsonl:1"),
     "no such field": (("--task", "summarization", "--data", "text.jsonl"), 5, "by --task-option NAME=VALUE"),
-    "not JSON": (("--task", "sft", "--data", "options.jsonl"), 5, "options.jsonl:1: "),
+    "not JSON": (("--task", "sft", "--data", "options.jsonl"), 5, "each line must be one JSON object"),
     "option without value": (("--task", "sft", "--data", "chat.jsonl", "--task-option", "x"), 3, "write KEY=VALUE"),
     "unknown option": (
         ("--task", "sft", "--data", "chat.jsonl", "--task-option", "sytem=x"),
