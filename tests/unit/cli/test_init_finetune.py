@@ -279,6 +279,15 @@ def test_presets_have_no_weights_to_fine_tune(tmp_path: Path) -> None:
     assert "meta-llama/Llama-3.1-8B" in result.stderr and "give --model its folder" in " ".join(result.stderr.split())
 
 
+def test_names_of_the_hub_are_told_from_folders(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "chat.jsonl", rows_of("messages", 4))
+
+    result = call_init("--model", "someone/a-model", "--task", "sft", "--adapter", "lora", "--data", data)
+
+    assert result.exit_code == 2
+    assert "hf download someone/a-model --local-dir a-model, then --model a-model" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("file", "error", "message"),
     [
