@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -157,6 +158,12 @@ def _model(model: str) -> tuple[str, str, str, ModelShape]:
         hint = suggest(model, list(PRESETS))
         raise typer.BadParameter(
             f"{model!r} is neither a preset nor a folder; {hint} (--list-models)", param_hint="--model"
+        )
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise typer.BadParameter(
+            f"there is no folder {model!r} here; if it is a model of the hub, download it: hf download {model} "
+            f"--local-dir {folder.name}, then --model {folder.name}",
+            param_hint="--model",
         )
     try:
         shape = read_hf_config(folder).shape

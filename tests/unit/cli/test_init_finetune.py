@@ -236,7 +236,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "empty file": (("--task", "sft", "--data", "empty.jsonl"), 5, "holds no rows"),
     "no conversation": (("--task", "sft", "--data", "text.jsonl"), 5, "text.jsonl:1"),
     "no such field": (("--task", "summarization", "--data", "text.jsonl"), 5, "by --task-option NAME=VALUE"),
-    "not JSON": (("--task", "sft", "--data", "options.jsonl"), 5, "options.jsonl:1: "),
+    "not JSON": (("--task", "sft", "--data", "options.jsonl"), 5, "each line must be one JSON object"),
     "option without value": (("--task", "sft", "--data", "chat.jsonl", "--task-option", "x"), 3, "write KEY=VALUE"),
     "unknown option": (
         ("--task", "sft", "--data", "chat.jsonl", "--task-option", "sytem=x"),
@@ -277,6 +277,15 @@ def test_presets_have_no_weights_to_fine_tune(tmp_path: Path) -> None:
 
     assert result.exit_code == 2
     assert "meta-llama/Llama-3.1-8B" in result.stderr and "give --model its folder" in " ".join(result.stderr.split())
+
+
+def test_names_of_the_hub_are_told_from_folders(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "chat.jsonl", rows_of("messages", 4))
+
+    result = call_init("--model", "someone/a-model", "--task", "sft", "--adapter", "lora", "--data", data)
+
+    assert result.exit_code == 2
+    assert "hf download someone/a-model --local-dir a-model, then --model a-model" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
