@@ -51,7 +51,6 @@ def test_one_part_gets_everything() -> None:
     assert locate_all(Blend([0.3]), 3) == [(0, 0), (0, 1), (0, 2)]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([0.1, 0.7, 1.0, 40.0]), st.integers(1, 20)), min_size=1, max_size=5),
     st.integers(0, 120),
