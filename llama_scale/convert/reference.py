@@ -46,7 +46,7 @@ def load_model(folder: Path, *, dtype: torch.dtype | str, own_code: bool = False
 
 
 def load_text_tokenizer(folder: Path, *, own_code: bool = False) -> Any:
-    """Return a folder's tokenizer as transformers loads it: with the BOS token that it puts before texts.
+    """Return a folder's tokenizer as transformers loads it.
 
     Args:
         folder: The folder.
@@ -55,16 +55,25 @@ def load_text_tokenizer(folder: Path, *, own_code: bool = False) -> Any:
     Raises:
         ConvertError: There is none, or it is damaged.
     """
-    if not has_text_tokenizer(folder):
-        raise ConvertError(
-            f"{folder} has no tokenizer; export it with `--tokenizer PATH`, or copy tokenizer.json into the folder"
-        )
+    require_text_tokenizer(folder)
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=own_code)
     except Exception as error:  # whatever a damaged folder makes the library raise
         raise ConvertError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
+
+
+def require_text_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer.
+
+    Raises:
+        ConvertError: There is none.
+    """
+    if not has_text_tokenizer(folder):
+        raise ConvertError(
+            f"{folder} has no tokenizer; export it with `--tokenizer PATH`, or copy tokenizer.json into the folder"
+        )
 
 
 def has_text_tokenizer(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llama_scale.errors import DataError
+from llama_scale.spec.hf_tokenizer import read_settings, read_special_tokens
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -23,15 +24,20 @@ class ChatTemplate:
 
     Args:
         folder: Folder with ``tokenizer_config.json`` or ``chat_template.jinja``.
+        special_tokens: Key in tokenizer_config.json (``bos_token``) -> token; None: as the folder's files name them.
 
     Raises:
         DataError: There is no template, or it is no Jinja.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._settings = _settings(folder)
+    def __init__(self, folder: Path, *, special_tokens: Mapping[str, str] | None = None) -> None:
+        try:
+            settings = read_settings(folder / "tokenizer_config.json")
+            self._tokens = read_special_tokens(folder).named if special_tokens is None else special_tokens
+        except ValueError as error:
+            raise DataError(str(error)) from error
         self._where = folder
-        self._template = self._compile(_source(folder, self._settings))
+        self._template = self._compile(_source(folder, settings))
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         """Return the conversation as text, special tokens included.
@@ -45,14 +51,13 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError  # lazy: only conversations need it
 
-        tokens = {name: _token(self._settings.get(name)) for name in _SPECIAL if self._settings.get(name)}
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
-                **tokens,
+                **self._tokens,
             )
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages)
@@ -72,20 +77,6 @@ class ChatTemplate:
             raise DataError(f"the chat template of {self._where} is no Jinja template: {error}") from error
 
 
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is no JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
-
-
 def _source(folder: Path, settings: Mapping[str, Any]) -> str:
     """Return the template: a file of its own counts more than the settings, as in transformers."""
     file = folder / "chat_template.jinja"
@@ -101,10 +92,6 @@ def _source(folder: Path, settings: Mapping[str, Any]) -> str:
             "tokenizer_config.json); use the tokenizer of an instruct model, or a task with chat: false"
         )
     return found
-
-
-def _token(value: Any) -> str:
-    return str(value["content"]) if isinstance(value, dict) else str(value)
 
 
 def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:

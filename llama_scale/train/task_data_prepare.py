@@ -87,7 +87,13 @@ def _write(spec: RunSpec, task: RunTask, split: SplitName, folder: Path) -> Reco
     where = f"task {task.name!r}, split {split!r}"
     assert spec.data.kind == "tasks"
     check = _vocabulary_check(spec, where)
-    with FeatureWriter(folder, where=where, seq_length=spec.data.seq_length, own_head=task.head == "own") as writer:
+    with FeatureWriter(
+        folder,
+        where=where,
+        seq_length=spec.data.seq_length,
+        own_head=task.head == "own",
+        starts_texts=task.starts_texts,
+    ) as writer:
         for example in task.task.examples(split):
             features = list(task.task.encode(example))
             for feature in features:
