@@ -42,7 +42,11 @@ def test_parquet_gives_the_same_rows_as_jsonl(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n[1]\n', r"a\.jsonl:2: '\[1\]' is no JSON object"),
         ("a.jsonl", b'{"a": 1}\n{"a": }\n', r"a\.jsonl:2:7: no JSON \(Expecting value\)"),
         ("a.jsonl", b"[" * 100_000 + b"\n", r"a\.jsonl:1:1: no JSON \(nested too deep\)"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9999, mtime=0)[:40], r"a\.jsonl\.gz:\d+: the gzip data is cut off"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"a": 1}\n' * 9999, mtime=0)[:40],
+            r"a\.jsonl\.gz:\d+: the gzip data is cut off",
+        ),
         ("a.parquet", b"PAR1 not", r"a\.parquet is no Parquet file, or is damaged"),
         ("a.csv", b"a,b\n", r"a\.csv: examples are read from \.jsonl, \.ndjson"),
     ],
