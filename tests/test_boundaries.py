@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "extensions": {"plan", "layout", "spec", "data", *_BASE},
     "launchers": {"engines", "extensions", "plan", "layout", "spec", *_BASE},
     "checkpoint": {"layout", "spec", *_BASE},
-    "data": set(_BASE),
+    "data": {"spec", *_BASE},
     "convert": {"extensions", "spec", "layout", "plan", "checkpoint", "data", *_BASE},
     "evaluation": {"tasks", "extensions", "runs", "convert", "data", "checkpoint", "spec", *_BASE},
     "runs": {"spec", "plan", "launchers", "checkpoint", "data", "extensions", *_BASE},

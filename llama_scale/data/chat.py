@@ -6,7 +6,6 @@ keys that are null, and reasoning goes by each of its names); importing transfor
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import DataError
+from llama_scale.spec.hf_tokenizer import read_settings, read_special_tokens
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -32,15 +32,20 @@ class ChatTemplate:
 
     Args:
         folder: Folder with ``tokenizer_config.json`` or ``chat_template.jinja``.
+        special_tokens: Key in tokenizer_config.json (``bos_token``) -> token; None: as the folder's files name them.
 
     Raises:
         DataError: There is no template, or it is no Jinja.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._settings = _settings(folder)
+    def __init__(self, folder: Path, *, special_tokens: Mapping[str, str] | None = None) -> None:
+        try:
+            settings = read_settings(folder / "tokenizer_config.json")
+            self._tokens = read_special_tokens(folder).named if special_tokens is None else special_tokens
+        except ValueError as error:
+            raise DataError(str(error)) from error
         self.where = folder
-        self._sources = _sources(folder, self._settings)
+        self._sources = _sources(folder, settings)
         self._compiled: dict[str, Template] = {}
         for name in {"default", "tool_use"} & self._sources.keys():
             self._compile(self._sources[name])
@@ -101,9 +106,8 @@ class ChatTemplate:
         *,
         spans: bool,
     ) -> tuple[str, list[Span]]:
-        tokens = {name: _token(self._settings.get(name)) for name in _SPECIAL if self._settings.get(name)}
         variables = {
-            **tokens,
+            **self._tokens,
             **(options or {}),
             "messages": [_shown(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
@@ -164,20 +168,6 @@ def _shown(message: Message) -> dict[str, Any]:
     return {"thinking": reasoning, **shown, "reasoning_content": reasoning}
 
 
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is no JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
-
-
 def _sources(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the templates by name: files of their own count more than the settings, as in transformers."""
     found = {file.name.removesuffix(".jinja"): file for file in (folder / _MORE_TEMPLATES).glob("*.jinja")}
@@ -205,7 +195,3 @@ _MORE_TEMPLATES = "additional_chat_templates"
 def _named(value: Any) -> list[tuple[Any, Any]]:
     entries = value if isinstance(value, list) else []
     return [(entry.get("name"), entry.get("template")) for entry in entries if isinstance(entry, dict)]
-
-
-def _token(value: Any) -> str:
-    return str(value["content"]) if isinstance(value, dict) else str(value)

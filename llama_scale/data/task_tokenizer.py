@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +14,31 @@ from llama_scale.data.chat_turns import RenderedChat, TurnFinder
 from llama_scale.data.tokenizer import Offsets, Tokenizer, load_tokenizer
 from llama_scale.errors import DataError
 
+_ANCHORS = ("\n", "|")
+"""Texts that tokens seldom join with what follows them."""
+
+
+def starts_texts(examples: Path) -> bool:
+    """Tell whether a run's examples begin with what the tokenizer puts before a text; those of version 0.1 do not.
+
+    Args:
+        examples: The run's folder of prepared examples; where there are none yet, they will.
+    """
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in examples.glob("*/*/record.json")]
+    return all(record.get("starts_texts", False) for record in records)
+
 
 class TaskTokenizer:
     """Implements ``extensions.task.Tokenizer``; ranks that only compute losses never load it.
 
     Args:
         path: A SentencePiece model, a tokenizer.json, or a folder with one of them.
+        starts_texts: Whether ``start_ids`` are the tokenizer's own; runs of version 0.1 trained without any.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, starts_texts: bool = True) -> None:
         self.path = path
+        self._starts_texts = starts_texts
 
     @property
     def end_id(self) -> int | None:
@@ -45,17 +61,38 @@ class TaskTokenizer:
         return found
 
     @property
+    def start_ids(self) -> list[int]:
+        """Ids that the tokenizer puts before a text that starts a sequence: its BOS, or none."""
+        return list(self._tokenizer.start_ids) if self._starts_texts else []
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return self._tokenizer.vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Return token ids, without special tokens."""
-        return self._tokenizer.encode_with_offsets(text)[0]
+        """Return token ids; nothing is put before or behind them."""
+        return self._tokenizer.encode.with_offsets(text)[0]
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        """Return the ids of a text that continues another one, whose own ids stay as they are.
+
+        A SentencePiece model puts a space before every text it encodes, so that ``encode(text)`` alone would give
+        another token than the two texts together.
+
+        Args:
+            before: What the text continues.
+            text: The text.
+        """
+        for head in (before, *_ANCHORS):
+            ids, joined = self.encode(head), self.encode(head + text)
+            if joined[: len(ids)] == ids:
+                return joined[len(ids) :]
+        return self.encode(text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
         """Return token ids and the characters ``[start, end)`` of the text that each stands for."""
-        return self._tokenizer.encode_with_offsets(text)
+        return self._tokenizer.encode.with_offsets(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
@@ -106,4 +143,5 @@ class TaskTokenizer:
 
     @cached_property
     def _chat(self) -> ChatTemplate:
-        return ChatTemplate(self.path if self.path.is_dir() else self.path.parent)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return ChatTemplate(folder, special_tokens=self._tokenizer.special_tokens)

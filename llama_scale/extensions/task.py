@@ -24,8 +24,21 @@ class Tokenizer(Protocol):
         """Id of the token that ends a document."""
         ...
 
+    @property
+    def start_ids(self) -> list[int]:
+        """Ids that the tokenizer puts before a text that starts a sequence: its BOS, or none.
+
+        A task puts them before the text that starts a sequence or a segment, and before no other; a rendered
+        conversation begins with what its template writes.
+        """
+        ...
+
     def encode(self, text: str) -> list[int]:
-        """Return token ids, without special tokens."""
+        """Return token ids; nothing is put before or behind them."""
+        ...
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        """Return the ids of a text that continues another one, such as an answer behind its prompt."""
         ...
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -9,6 +9,7 @@ from llama_scale.checkpoint.manifest import MANIFEST, StartRecord, load_manifest
 from llama_scale.errors import CheckpointError, DataError, LaunchError
 from llama_scale.libraries import missing_message
 from llama_scale.runs.task_files import task_faults
+from llama_scale.spec.hf_tokenizer import largest_token
 from llama_scale.spec.model import InlineModel
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.start_folder import TENSOR_FIELDS, check_start, is_hf_folder
@@ -33,7 +34,7 @@ def check_inputs(
     faults = [
         *_packages(spec),
         *_data(spec, prepared),
-        *_tokenizer(spec),
+        *_tokenizer(spec, begins=warm_start),
         *(_warm_start(spec, start, go_on=not warm_start) if warm_start or spec.adapters else ()),
     ]
     if faults:
@@ -80,12 +81,12 @@ def count_tokens(prefix: str) -> int:
         raise DataError(f"token file {error.filename or prefix} cannot be read: {error.strerror}") from error
 
 
-def _tokenizer(spec: RunSpec) -> Iterator[str]:
+def _tokenizer(spec: RunSpec, *, begins: bool) -> Iterator[str]:
     if spec.tokenizer is None:
         return
     assert isinstance(spec.model, InlineModel)
     try:
-        size = vocabulary_size(spec.tokenizer)
+        size = vocabulary_size(spec.tokenizer, converts=begins)
     except LaunchError as error:
         yield str(error)
         return
@@ -97,34 +98,36 @@ def _tokenizer(spec: RunSpec) -> Iterator[str]:
         )
 
 
-def vocabulary_size(tokenizer: Tokenizer) -> int:
-    """Return one more than the largest token id of a tokenizer.
+def vocabulary_size(tokenizer: Tokenizer, *, converts: bool = True) -> int:
+    """Return one more than the largest token id of a tokenizer, added tokens included.
+
+    Args:
+        tokenizer: A spec's section.
+        converts: Convert a SentencePiece model, as training and export do; else only count its pieces.
 
     Raises:
-        LaunchError: It is missing or cannot be read, or the package that reads it is not installed.
+        LaunchError: It is missing or cannot be read or converted, or the package that reads it is not installed.
     """
     path = Path(tokenizer.path)
     if isinstance(tokenizer, SentencePieceTokenizer):
         if not path.is_file():
             raise LaunchError(f"tokenizer.path {path} does not exist; `llama-scale tokenizer train` writes one")
-        return _sentencepiece_size(path)
+        return _sentencepiece_size(path, converts=converts)
     file = path / "tokenizer.json"
     if not file.is_file():
         raise LaunchError(f"tokenizer.path {path} holds no tokenizer.json; name a Hugging Face tokenizer folder")
     return _hf_size(file)
 
 
-def _sentencepiece_size(path: Path) -> int:
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise LaunchError(
-            f"cannot read {path}: sentencepiece is not installed: pip install 'llama-scale[train]'"
-        ) from error
-    try:
-        return int(sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size())
-    except (OSError, RuntimeError) as error:
-        raise LaunchError(f"tokenizer.path {path} is no SentencePiece model, or is damaged") from error
+def _sentencepiece_size(path: Path, *, converts: bool) -> int:
+    if fault := missing_message(f"reading {path} needs", "sentencepiece", "tokenizers"):
+        raise LaunchError(fault)
+    from llama_scale.data.sentencepiece_folder import read_sentencepiece
+    from llama_scale.data.sentencepiece_json import load_sentencepiece
+
+    if not converts:
+        return int(load_sentencepiece(path).vocab_size())
+    return int(max(read_sentencepiece(path).library.get_vocab(with_added_tokens=True).values())) + 1
 
 
 def _hf_size(file: Path) -> int:
@@ -136,9 +139,10 @@ def _hf_size(file: Path) -> int:
         ) from error
     try:
         vocabulary = tokenizers.Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+        largest = largest_token(file.parent)
     except Exception as error:  # the library raises plain Exception for any fault of the file
         raise LaunchError(f"{file} is no tokenizer, or is damaged: {error}") from error
-    return max(vocabulary.values(), default=-1) + 1
+    return max(max(vocabulary.values(), default=-1), -1 if largest is None else largest[1]) + 1
 
 
 def _warm_start(spec: RunSpec, start: StartRecord | None, *, go_on: bool) -> Iterator[str]:

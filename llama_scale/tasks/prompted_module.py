@@ -66,7 +66,7 @@ class PromptedTask(Task):
             DataError: It is too long, and ``overlong`` is ``error``.
         """
         values = self.values(example)
-        ids = self.context.tokenizer.encode(self._prompt_text(values))
+        ids = self._prompt_ids(values)
         if len(ids) <= room:
             return ids, 0
         whole = len(ids)
@@ -83,7 +83,7 @@ class PromptedTask(Task):
         keep = len(offsets) - (whole - room)
         while keep > 0:
             shorter = _cut(source, offsets, keep, left=self.options.overlong == "truncate_left")
-            ids = self.context.tokenizer.encode(self._prompt_text({**values, self.options.source: shorter}))
+            ids = self._prompt_ids({**values, self.options.source: shorter})
             if len(ids) <= room:
                 return ids, whole - len(ids)
             keep -= len(ids) - room  # a cut text may fall into other tokens
@@ -106,6 +106,11 @@ class PromptedTask(Task):
             scores, parts = self.score(text, references)
             yield Outcome(prediction=text, reference=references, scores=scores, parts=parts)
 
+    def _prompt_ids(self, values: Mapping[str, str]) -> list[int]:
+        """Return the ids of a prompt; a rendered conversation begins with what its template writes."""
+        start = [] if self.options.chat else self.context.tokenizer.start_ids
+        return [*start, *self.context.tokenizer.encode(self._prompt_text(values))]
+
     def _prompt_text(self, values: Mapping[str, str]) -> str:
         text = self.template_of(values).format(**values)
         if not self.options.chat:
@@ -117,10 +122,11 @@ class PromptedTask(Task):
         answer = self.references(example)[0].strip()
         tokenizer = self.context.tokenizer
         if self.options.chat:
-            ids = tokenizer.encode(self._turn(answer))
+            ids = tokenizer.encode_after(*self._turn(answer))
         else:
             # The template's last character decides whether a space parts prompt and answer.
-            ids = tokenizer.encode(answer if template[-1].isspace() else f" {answer}")
+            text = answer if template[-1].isspace() else f" {answer}"
+            ids = tokenizer.encode_after(self._prompt_text(self.values(example)), text)
         # A chat template may put a line end behind the EOS that ends a turn.
         end = len(ids) - 1 - ids[::-1].index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
         return [*ids[:end], tokenizer.eos_id]
@@ -141,20 +147,21 @@ class PromptedTask(Task):
             "drop"
         )
 
-    def _turn(self, answer: str) -> str:
-        """Return what the chat template makes of an answer behind the head of the assistant's turn."""
+    def _turn(self, answer: str) -> tuple[str, str]:
+        """Return a rendered conversation up to an answer, and what the chat template makes of the answer behind it."""
         both = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
         try:
             found = self.context.tokenizer.conversation(both, turns=[1])
         except DataError as error:
             raise DataError(f"{error}; or use chat: false") from error
         start = found.spans[0][0] if found.spans else 0
-        if found.text[:start] != self.context.tokenizer.chat(both[:1], add_generation_prompt=True):
+        head = self.context.tokenizer.chat(both[:1], add_generation_prompt=True)
+        if found.text[:start] != head:
             raise DataError(
                 "the part of an answer that the chat template marks with {% generation %} does not begin where the "
                 "prompt for it ends; let it begin there, or use chat: false"
             )
-        return found.text[start:]
+        return head, found.text[start:]
 
 
 def _cut(text: str, offsets: Sequence[tuple[int, int]], keep: int, *, left: bool) -> str:

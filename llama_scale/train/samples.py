@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch.distributed as dist
 
+from llama_scale.data.task_tokenizer import starts_texts
 from llama_scale.runs.folder import RunFolder
 from llama_scale.train.data import Samples, SplitName
 from llama_scale.train.run_tasks import make_tasks
@@ -54,6 +55,7 @@ def make_samples(spec: RunSpec, *, split: SplitName, run_dir: Path) -> SampleSou
 
 def make_task_samples(spec: RunSpec, *, split: SplitName, run_dir: Path) -> TaskSamples:
     """Open the rows of a run's tasks; see :func:`make_samples`."""
-    tasks = [task for task in make_tasks(spec) if task.weight > 0]
-    prepared = prepared_splits(spec, tasks, split, folder=RunFolder(run_dir).examples, prepares=dist.get_rank() == 0)
+    folder = RunFolder(run_dir).examples
+    tasks = [task for task in make_tasks(spec, starts_texts=starts_texts(folder)) if task.weight > 0]
+    prepared = prepared_splits(spec, tasks, split, folder=folder, prepares=dist.get_rank() == 0)
     return TaskSamples(tasks, prepared, split=split, seed=spec.seed, seq_length=spec.data.seq_length)

@@ -101,7 +101,13 @@ def _write(spec: RunSpec, task: RunTask, split: SplitName, folder: Path) -> Reco
     assert spec.data.kind == "tasks"
     check = _vocabulary_check(spec, where)
     options, unread = task.task.options, set[str]()
-    with FeatureWriter(folder, where=where, seq_length=spec.data.seq_length, own_head=task.head == "own") as writer:
+    with FeatureWriter(
+        folder,
+        where=where,
+        seq_length=spec.data.seq_length,
+        own_head=task.head == "own",
+        starts_texts=task.starts_texts,
+    ) as writer:
         for example in task.task.examples(split):
             features = list(task.task.encode(example))
             for feature in features:

@@ -33,6 +33,7 @@ class Record:
         cut: Features that had tokens left out.
         cut_tokens: Those tokens.
         dropped: Examples that gave no feature.
+        starts_texts: Whether texts begin with what the tokenizer puts before them; those of version 0.1 do not.
         unread: Names of fields that rows have and the task does not read.
         notes: What else a user must know; sentences.
     """
@@ -44,6 +45,7 @@ class Record:
     cut: int
     cut_tokens: int
     dropped: int
+    starts_texts: bool
     unread: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -67,13 +69,15 @@ class FeatureWriter:
         where: Task and split, for messages.
         seq_length: Longest feature.
         own_head: Whether weights belong to a head of the task's own.
+        starts_texts: For the record.
     """
 
-    def __init__(self, folder: Path, *, where: str, seq_length: int, own_head: bool) -> None:
+    def __init__(self, folder: Path, *, where: str, seq_length: int, own_head: bool, starts_texts: bool = True) -> None:
         self._folder = folder
         self._where = where
         self._seq_length = seq_length
         self._own_head = own_head
+        self._starts_texts = starts_texts
         self._files = {name: (folder / f"{name}.bin").open("wb") for name in _STREAMS}
         self._lengths: list[int] = []
         self._extra: dict[str, list[np.ndarray]] = {}
@@ -158,6 +162,7 @@ class FeatureWriter:
             cut=self._cut,
             cut_tokens=self._cut_tokens,
             dropped=self._dropped,
+            starts_texts=self._starts_texts,
             unread=sorted(unread),
             notes=list(notes),
         )

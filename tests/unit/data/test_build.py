@@ -66,7 +66,7 @@ def make_hf_tokenizer(folder: Path, *, eos: str | dict[str, str] | None) -> Path
     return folder
 
 
-@pytest.mark.parametrize("eos", ["</s>", {"content": "</s>"}])
+@pytest.mark.parametrize("eos", ["</s>", {"__type": "AddedToken", "content": "</s>"}])
 def test_hugging_face_tokenizer_with_large_ids(tmp_path: Path, eos: str | dict[str, str]) -> None:
     folder = make_hf_tokenizer(tmp_path / "hf", eos=eos)
     (tmp_path / "a.txt").write_text("hello world\nworld\n")
@@ -116,7 +116,7 @@ def test_broken_tokenizer_config(source: Source, tmp_path: Path) -> None:
     folder = make_hf_tokenizer(tmp_path / "hf", eos=None)
     (folder / "tokenizer_config.json").write_text("{")
 
-    with pytest.raises(DataError, match=r"tokenizer_config.json is no JSON"):
+    with pytest.raises(DataError, match=r"tokenizer_config.json is not JSON"):
         build_token_files(source, folder, tmp_path / "corpus")
 
 
