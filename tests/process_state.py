@@ -46,7 +46,7 @@ _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 def forget_surroundings() -> None:
-    """Remove from the environment what would make tests depend on the shell, terminal or job that they run in.
+    """Replace what would make tests depend on the shell, terminal or job that they run in.
 
     Modelling code of exported folders, which transformers copies before it runs it, goes to a folder of this process
     instead of the user's cache.
@@ -57,6 +57,7 @@ def forget_surroundings() -> None:
     modules = tempfile.mkdtemp(prefix="llama-scale-test-modules-")
     atexit.register(shutil.rmtree, modules, ignore_errors=True)
     os.environ |= {"TERM": "dumb", "HF_MODULES_CACHE": modules}
+    os.umask(0o022)
     sys.dont_write_bytecode = False
 
 
