@@ -34,9 +34,9 @@ _SCHEDULERS = ("SLURM_", "SBATCH_", "OMPI_", "PMI_", "PMIX_")
 
 _OWN = {"environment PYTEST_CURRENT_TEST"}
 _BY_IMPORTS = {
-    # DeepSpeed by train/deepspeed_import.py, accelerate, and what scikit-learn brings.
+    # DeepSpeed by train/deepspeed_import.py, accelerate, torch's compiler, and what scikit-learn brings.
     *("environment DS_ACCELERATOR", "environment TORCHDYNAMO_DISABLE", "environment PYTORCH_NVML_BASED_CUDA_CHECK"),
-    *("environment KMP_DUPLICATE_LIB_OK", "environment KMP_INIT_AT_FORK"),
+    *("environment KMP_DUPLICATE_LIB_OK", "environment KMP_INIT_AT_FORK", "environment TORCHINDUCTOR_CACHE_DIR"),
     "torch",
 }
 """What appears when a library is imported for the first time; it must not change afterwards."""

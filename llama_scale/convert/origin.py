@@ -31,7 +31,6 @@ from llama_scale.convert.turn_end import turn_end
 from llama_scale.data.tokenizer import load_tokenizer
 from llama_scale.errors import CheckpointError, ConvertError, DataError, SpecError
 from llama_scale.spec.adapters import Task
-from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.run import RunSpec
 
 _RECORD = "line.json"
@@ -149,13 +148,25 @@ def _of_checkpoint(
     found = _of_folder(checkpoint / ORIGIN)
     if found is None:
         run = run_of(checkpoint)
-        spec = None if run is None else _spec_of(run)
+        spec, fault = (None, None) if run is None else _spec_of(run, is_start=is_start)
         found = _of_start(_starts(run, spec, manifest, base=base), behind=(*behind, checkpoint.resolve()))
+        found = replace(found, missing=found.missing or fault)
         if spec is not None and asked is None:
             found = _with_own_tokenizer(found, spec, is_start=is_start)
     if asked is not None:
         found = replace(found, tokenizer=asked)
     return _trained(found, () if manifest.extensions is None else manifest.extensions.tasks)
+
+
+def _spec_of(run: Path, *, is_start: bool) -> tuple[RunSpec | None, str | None]:
+    """Return a run's spec, or what is wrong with it where the run is only what another started from."""
+    path = run / "spec.yaml"
+    try:
+        return load_run_spec(path), None
+    except SpecError as error:
+        if is_start:
+            return None, f"{path} ({error})"
+        raise ConvertError(f"what came with the model is not known, because {path} cannot be read: {error}") from error
 
 
 def _with_own_tokenizer(found: Origin, spec: RunSpec, *, is_start: bool) -> Origin:
@@ -193,14 +204,6 @@ def _of_folder(folder: Path) -> Origin | None:
     if tokenizer is not None:
         found = found.and_stops([_end_of_text(tokenizer)])
     return found.and_stops((kept or {}).get("stop_ids", ()))
-
-
-def _spec_of(run: Path) -> RunSpec:
-    path = run / "spec.yaml"
-    try:
-        return load_run_spec(path)
-    except SpecError as error:
-        raise ConvertError(f"what came with the model is not known, because {path} cannot be read: {error}") from error
 
 
 def _starts(run: Path | None, spec: RunSpec | None, manifest: Manifest, *, base: Path | None) -> Iterator[Path]:
