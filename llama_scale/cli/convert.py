@@ -167,9 +167,10 @@ def _import_deepspeed(source: Path, target: Path, *, spec: Path) -> Manifest:
     """Make a checkpoint of a folder that DeepSpeed has saved."""
     from llama_scale.convert.deepspeed_folder import import_deepspeed
     from llama_scale.plan.run_plan import make_plan
+    from llama_scale.spec.length import any_length
     from llama_scale.spec.load import load_spec
 
-    plan = make_plan(load_spec(spec))
+    plan = make_plan(any_length(load_spec(spec)))
     return import_deepspeed(source, target, shape=plan.shape, vocab_pad_multiple=plan.vocab_pad_multiple)
 
 

@@ -17,6 +17,8 @@ from llama_scale.launchers.kubernetes_objects import RUN_NAME
 from llama_scale.plan.fit import problems
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.runs.folder import RunFolder, write_files
+from llama_scale.runs.length import counted, examples_folder
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import load_spec
 from llama_scale.spec.run import RunSpec
 
@@ -71,8 +73,8 @@ def launch(
         raise typer.BadParameter("--dry-run starts nothing that --detach could leave; give one of them")
     changes = [*(overrides or ()), *([f"name={name}"] if name is not None else ())]
     resolved = load_spec(spec, overrides=changes)
-    plan = make_plan(resolved)
-    overflow = [] if allow_oom else problems(resolved, plan)
+    sample = any_length(resolved)
+    overflow = [] if allow_oom else problems(sample, make_plan(sample))
     if overflow:
         raise SpecError(overflow)
     if simulated:
@@ -80,9 +82,10 @@ def launch(
 
         simulate(resolved, runs_dir=runs_dir, out=out)
         return
-    bundle = load_launcher(resolved.launcher.kind).render(resolved, plan, python=sys.executable)
     if dry_run:
-        _show(bundle, out)
+        with examples_folder(resolved) as examples:
+            resolved = counted(resolved, examples=examples, tell=say)
+        _show(_render(resolved, make_plan(resolved)), out)
         return
     from llama_scale.cli.base import start_of  # lazy: a dry run starts nothing
     from llama_scale.cli.start import begin
@@ -90,11 +93,19 @@ def launch(
 
     if resolved.launcher.kind != "kubernetes":  # its images and claims have what a run needs, not this machine
         check_inputs(resolved)
-    if not no_doctor:
-        _ask_hosts(resolved, plan, runs_dir)
-    start = start_of(resolved, plan, runs_dir=runs_dir)
-    run = RunFolder.create(runs_dir, name=resolved.name, files=bundle.files, start=start)
+    with examples_folder(resolved, root=runs_dir) as examples:
+        resolved = counted(resolved, examples=examples, tell=say)
+        plan = make_plan(resolved)
+        bundle = _render(resolved, plan)
+        if not no_doctor:
+            _ask_hosts(resolved, plan, runs_dir)
+        start = start_of(resolved, plan, runs_dir=runs_dir)
+        run = RunFolder.create(runs_dir, name=resolved.name, files=bundle.files, start=start, examples=examples)
     raise typer.Exit(begin(run, spec=resolved, plan=plan, detach=detach))
+
+
+def _render(spec: RunSpec, plan: RunPlan) -> Bundle:
+    return load_launcher(spec.launcher.kind).render(spec, plan, python=sys.executable)
 
 
 _ASKED = ("local", "ssh")

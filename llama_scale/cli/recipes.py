@@ -43,7 +43,7 @@ def pretraining(shape: ModelShape, *, cuda: bool) -> Recipe:
     """Return the recipe for token files: what a spec trains on where no task is named."""
     return Recipe(
         data=_CORPUS.format(seq_length=min(4096 if cuda else 512, shape.max_position_embeddings)),
-        train="train:\n  steps: 1000             # or tokens: 1e9\n",
+        train="train:\n  steps: 1000             # or tokens: 1e9, or epochs: 1\n",
         optimizer="optimizer:\n  lr: 3e-4\nschedule:\n  kind: cosine\n  warmup_steps: 100\n",
         saving="checkpoint:\n  every_steps: 100\n  keep_last: 2\nvalidation:\n  every_steps: 100\n",
     )
@@ -90,7 +90,8 @@ def finetuning(choices: FineTuning) -> Recipe:
     every = max(1, min(100, choices.steps // 5))
     return Recipe(
         data=_task_sections(choices),
-        train="train:\n  from: weights           # the folder's; scratch: random ones\n  steps: 30\n",
+        train="train:\n  from: weights           # the folder's; scratch: random ones\n"
+        f"  epochs: {EPOCHS}               # passes over the rows; or steps: N\n",
         optimizer=f"optimizer:\n  lr: {rate}\n  weight_decay: 0\n"
         f"schedule:\n  kind: cosine\n  warmup_steps: {max(1, min(100, choices.steps * 3 // 100))}\n",
         saving=f"checkpoint:\n  every_steps: {every}\n  keep_last: 2\n"

@@ -18,11 +18,13 @@ from llama_scale.launchers.processes import list_marked
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.runs.find import find_run
 from llama_scale.runs.folder import RUN_VARIABLE, RunFolder
+from llama_scale.runs.length import counted
 from llama_scale.runs.lock import RunLock
 from llama_scale.runs.preflight import check_inputs
 from llama_scale.runs.resume_plan import ResumePlan, decide_resume
 from llama_scale.runs.resume_spec import load_resumed
 from llama_scale.runs.submission import check_idle
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.run import RunSpec
 
@@ -101,16 +103,20 @@ def resume(
 def _continue(run: RunFolder, overrides: list[str]) -> _Continuation:
     """Decide how a run would go on; damage of the checkpoint is a refusal."""
     spec, notes = load_resumed(run.spec, overrides=overrides)
-    plan = make_plan(spec)
     newest = newest_complete(run.checkpoints)
     try:
         manifest = load_manifest(newest) if newest else None
         if newest:
             verify_files(newest, manifest=manifest, hashes=False)  # the ranks share the hashing when they load
     except CheckpointError as error:
+        spec = any_length(spec)
+        plan = make_plan(spec)
         name = newest.name if newest else None
         refusal = ResumePlan(kind="refuse", checkpoint=name, step=0, steps=plan.steps, reasons=(str(error),))
         return _Continuation(spec=spec, plan=plan, decision=refusal, notes=notes)
+    done = (0, 0) if manifest is None else (manifest.step, manifest.samples)
+    spec = counted(spec, examples=run.examples, tell=say, step=done[0], samples=done[1])
+    plan = make_plan(spec)
     decision = decide_resume(
         manifest, checkpoint=newest.name if newest else None, old=load_run_spec(run.spec), new=spec, plan=plan
     )

@@ -12,6 +12,7 @@ from llama_scale.cli.plan_search import layout_name
 from llama_scale.cli.plan_site import site_hardware
 from llama_scale.errors import LaunchError, SpecError
 from llama_scale.runs.atomic import write_atomically
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import check_text, load_spec
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.section_text import replace_sections
@@ -66,7 +67,8 @@ def tune(
         raise typer.BadParameter(f"{most} is fewer than --top {top}, which are launched at least", param_hint="--most")
     if write and overrides:
         raise typer.BadParameter("--write goes into SPEC, which has other values than --set gives; write these first")
-    resolved = load_spec(spec, overrides=overrides or ())
+    loaded = load_spec(spec, overrides=overrides or ())
+    resolved = any_length(loaded)
     if resolved.launcher.kind != "local":
         raise SpecError(
             f"launcher.kind={resolved.launcher.kind!r}: trials start on this machine; set launcher.kind=local"
@@ -99,7 +101,7 @@ def tune(
         problems = {one.trial.problem for one in outcome.layouts if one.trial is not None and one.trial.problem}
         raise LaunchError("none of the launched layouts ran: " + "; ".join(sorted(problems)[:3]))
     if write:
-        _write(Path(spec), best, resolved)
+        _write(Path(spec), best, loaded)
     elif not as_json:
         say("write it into the spec with: --write")
 

@@ -181,7 +181,15 @@ class RunFolder:
         return number
 
     @classmethod
-    def create(cls, root: Path, *, name: str, files: Mapping[str, str], start: StartRecord | None = None) -> RunFolder:
+    def create(
+        cls,
+        root: Path,
+        *,
+        name: str,
+        files: Mapping[str, str],
+        start: StartRecord | None = None,
+        examples: Path | None = None,
+    ) -> RunFolder:
         """Make ``root/<name>-<utc>-<4hex>`` with its bundle, all at once or not at all.
 
         Args:
@@ -189,6 +197,7 @@ class RunFolder:
             name: Name of the run.
             files: The bundle, file name -> text; ``spec.yaml`` and ``plan.json`` are copied beside it.
             start: What the run's weights start from; None leaves it to the job.
+            examples: Folder of examples that are prepared already, if it exists: it becomes the run's.
 
         Raises:
             LaunchError: The folder cannot be written (read-only, full, not a folder).
@@ -207,6 +216,8 @@ class RunFolder:
             scratch.write_bundle(files)
             if start is not None:
                 scratch.save_start(start)
+            if examples is not None and examples.exists():
+                shutil.move(examples, scratch.examples)
             scratch.path.rename(run.path)
         except OSError as error:
             shutil.rmtree(scratch.path, ignore_errors=True)

@@ -223,7 +223,7 @@ class _Shrinking:
         new, batch = self.new, self.new["batch"]
         batch["micro"], batch["accumulation"] = sizes.degree(batch["micro"]), sizes.degree(batch["accumulation"])
         batch["global"] = batch["micro"] * batch["accumulation"] * new["parallel"]["data"]
-        new["train"] |= {"steps": STEPS, "timeout_s": min(new["train"]["timeout_s"], _TIMEOUT_S)}
+        new["train"] |= {"steps": STEPS, "epochs": None, "timeout_s": min(new["train"]["timeout_s"], _TIMEOUT_S)}
         schedule = new["schedule"]
         schedule["warmup_steps"] = min(schedule["warmup_steps"], 2)
         if "decay_steps" in schedule:

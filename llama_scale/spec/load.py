@@ -262,4 +262,12 @@ def spec_digest(spec: RunSpec) -> str:
 
 
 def _plain(spec: RunSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json", by_alias=True)
+    plain = spec.model_dump(mode="json", by_alias=True)
+    for section, key in _ADDED_LATER:
+        if plain[section][key] is None:
+            del plain[section][key]
+    return plain
+
+
+_ADDED_LATER = (("train", "epochs"),)
+"""Keys that version 0.1 did not have, left out where they say nothing: the digest of its specs stays what it was."""

@@ -84,7 +84,7 @@ def _resolve_batch(batch: Any, parallel: Any) -> tuple[Any, list[Problem]]:
 
 
 def _resolve_train(train: Any, batch: Any, data: Any) -> Any:
-    if train.steps is not None or train.tokens is None:
+    if train.tokens is None or train.steps is not None or train.epochs is not None:
         return train
     per_step = batch.global_ * data.seq_length
     return train.model_copy(update={"steps": -(-train.tokens // per_step), "tokens": None})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,10 +10,15 @@ from llama_scale.spec.base import NonNegativeInt, PositiveFloat, PositiveInt, Se
 
 
 class Train(Section):
-    """What the training starts from and its length: exactly one of steps and tokens."""
+    """What the training starts from and its length: exactly one of steps, tokens and epochs."""
 
     steps: PositiveInt | None = Field(None, description="Optimizer steps.")
     tokens: PositiveInt | None = Field(None, description="Token budget; steps = ceil(tokens / tokens per step).")
+    epochs: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Passes over all training rows, also 0.5; steps = ceil(epochs x rows / batch.global). `launch` and "
+        "`plan` count the rows, after packing.",
+    )
     from_: Literal["weights", "scratch"] | None = Field(
         None,
         alias="from",

@@ -17,6 +17,7 @@ import torch
 
 from llama_scale.data.examples import SPLITS, SplitName
 from llama_scale.data.reader import TokenFile
+from llama_scale.data.windows import count_windows, split_bounds
 from llama_scale.errors import DataError
 from llama_scale.train.blend import Blend, blend_once
 from llama_scale.train.engine import MicroBatch
@@ -24,7 +25,7 @@ from llama_scale.train.evaluation_rows import deal
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import BatchPlan
-    from llama_scale.spec.data import IndexedData, Split
+    from llama_scale.spec.data import IndexedData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +77,7 @@ class Stream:
         self._first, self._stop = documents
         self._seq_length = seq_length
         self._seed = seed
-        tokens = int(file.lengths[self._first : self._stop].sum())
-        self.windows = max(0, tokens - 1) // seq_length
-        if self.windows == 0:
-            raise DataError(
-                f"{file.prefix}: its {SPLITS[seed[2]]} split holds {tokens} tokens in {self._stop - self._first} "
-                f"documents, fewer than the {seq_length + 1} of one sample; change data.split, use more data or a "
-                "shorter data.seq_length"
-            )
+        self.windows = count_windows(file, documents, seq_length=seq_length, split=SPLITS[seed[2]])
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +138,7 @@ class Samples:
         self._streams: list[Stream] = []
         for number, part in enumerate(data.blend):
             file = TokenFile(part.path)
-            documents = split_bounds(data.split, split, documents=len(file), prefix=part.path)
+            documents = split_bounds(data.split.sizes, split, documents=len(file), prefix=part.path)
             key = (seed, number, SPLITS.index(split))
             self._streams.append(Stream(file, documents=documents, seq_length=data.seq_length, seed=key))
         self._once = lru_cache(maxsize=1)(self._find_once)
@@ -232,21 +226,3 @@ def replica_samples(first: int, batch: BatchPlan, dp_rank: int, dp_size: int) ->
     """Return the sample numbers of each micro-batch of one replica in the global batch that begins at ``first``."""
     starts = (first + (m * dp_size + dp_rank) * batch.micro_batch for m in range(batch.accumulation))
     return [range(start, start + batch.micro_batch) for start in starts]
-
-
-def split_bounds(split: Split, name: SplitName, *, documents: int, prefix: str) -> tuple[int, int]:
-    """Return the first document of a split and the one behind its last; splits follow each other in the file.
-
-    Raises:
-        DataError: The split gets no document.
-    """
-    shares = np.array([split.train, split.validation, split.test])
-    bounds = np.rint(np.concatenate([[0.0], np.cumsum(shares) / shares.sum()]) * documents).astype(int)
-    place = SPLITS.index(name)
-    first, stop = int(bounds[place]), int(bounds[place + 1])
-    if stop == first:
-        raise DataError(
-            f"{prefix}: none of its {documents} documents falls into the {name} split (data.split gives it "
-            f"{shares[place]:g} of {shares.sum():g}); give it a larger share or use a file with more documents"
-        )
-    return first, stop

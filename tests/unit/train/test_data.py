@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_scale.data.windows import split_bounds
 from llama_scale.errors import DataError
 from llama_scale.plan.run_plan import BatchPlan
 from llama_scale.spec.data import IndexedData, Split
-from llama_scale.train.data import Samples, replica_samples, split_bounds
+from llama_scale.train.data import Samples, replica_samples
 from tests.unit.train.token_files import write_token_file
 
 
@@ -149,7 +150,7 @@ def test_empty_documents_are_passed_over(tmp_path: Path) -> None:
 
 def test_split_without_documents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of its 3 documents falls into the validation split \(.* 1 of 100"):
-        split_bounds(Split(), "validation", documents=3, prefix="tokens")
+        split_bounds(Split().sizes, "validation", documents=3, prefix="tokens")
 
 
 def test_fewer_tokens_than_one_sample_are_refused(tmp_path: Path) -> None:
