@@ -31,6 +31,7 @@ from llama_scale.convert.turn_end import turn_end
 from llama_scale.data.tokenizer import load_tokenizer
 from llama_scale.errors import CheckpointError, ConvertError, DataError, SpecError
 from llama_scale.spec.adapters import Task
+from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.run import RunSpec
 
 _RECORD = "line.json"
