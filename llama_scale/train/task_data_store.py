@@ -45,7 +45,7 @@ class Record:
     cut: int
     cut_tokens: int
     dropped: int
-    starts_texts: bool
+    starts_texts: bool = False
     unread: Sequence[str] = ()
     notes: Sequence[str] = ()
 
