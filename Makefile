@@ -16,10 +16,10 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo finetune test check format lint types test-unit test-docs test-engines test-cluster test-py312 test-gpu soak bench docs wheel clean
+.PHONY: help setup demo finetune test check format lint types test-unit test-docs test-engines test-cluster test-py312 test-gpu soak soak-properties bench docs wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## make .venv with everything for training and tests (Python 3.11, CPU build of torch)
 
@@ -83,8 +83,17 @@ test-gpu: setup ## NCCL parity, bf16 and MFU; says so where there is no GPU
 	    echo '******** GPU tests NOT RUN: torch sees no CUDA device here ********' >&2; \
 	fi
 
-soak: setup ## the long lists whose representatives run always: hours of seeded kills and faults
+soak: soak-properties ## the long lists whose representatives run always: hours of seeded kills and faults
 	OMP_NUM_THREADS=1 $(PYTEST) -m soak tests
+
+# One seed again: make soak-properties SEEDS=N
+SEEDS ?= $(shell shuf -i 0-4294967295 -n 20)
+soak-properties: setup ## the property tests with 20 fresh seeds x 2,000 examples
+	@for seed in $(SEEDS); do \
+	    echo "== seed $$seed"; \
+	    $(PYTEST) -m hypothesis tests/unit --hypothesis-profile soak --hypothesis-seed $$seed || \
+	        { echo "a property test failed; again: make soak-properties SEEDS=$$seed" >&2; exit 1; }; \
+	done
 
 bench: setup ## the figures of benchmarks/README.md
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -20,15 +20,17 @@ CHATML = (
 
 
 def write_tokenizer(
-    folder: Path, *, vocab_size: int = 512, template: str | None = CHATML, bos: str | None = None
+    folder: Path,
+    *,
+    vocab_size: int = 512,
+    template: str | None = CHATML,
+    special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"),
+    eos: str = "<|im_end|>",
+    bos: str | None = None,
 ) -> Path:
-    """Write tokenizer.json and tokenizer_config.json into ``folder`` and return it.
+    """Write tokenizer.json and tokenizer_config.json into ``folder`` and return it; special tokens come first.
 
-    Args:
-        folder: Folder, new or not.
-        vocab_size: Tokens in all.
-        template: The chat template.
-        bos: A token that the tokenizer's post-processor puts before every text, as LLaMA 3's does.
+    Where there is a ``bos``, the tokenizer's post-processor puts it before every text, as LLaMA 3's does.
     """
     texts = list(find_source([str(data_dir("configs") / "smoke" / "sample.jsonl.gz")]).documents())[:200]
     made = Tokenizer(models.BPE())
@@ -36,7 +38,7 @@ def write_tokenizer(
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|im_start|>", "<|im_end|>", *([] if bos is None else [bos])],
+        special_tokens=[*special, *([] if bos is None else [bos])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -47,7 +49,7 @@ def write_tokenizer(
         )
     folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {"eos_token": eos, "tokenizer_class": "PreTrainedTokenizerFast"}
     if bos is not None:
         settings["bos_token"] = bos
     if template is not None:

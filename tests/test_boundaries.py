@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "launchers": {"engines", "extensions", "plan", "layout", "spec", *_BASE},
     "checkpoint": {"layout", "spec", *_BASE},
     "data": {"spec", *_BASE},
-    "convert": {"extensions", "data", "spec", "layout", "plan", "checkpoint", *_BASE},
+    "convert": {"extensions", "spec", "layout", "plan", "checkpoint", "data", *_BASE},
     "evaluation": {"tasks", "extensions", "runs", "convert", "data", "checkpoint", "spec", *_BASE},
     "runs": {"spec", "plan", "launchers", "checkpoint", "data", "extensions", *_BASE},
     "charts": {"plan", "layout", "spec", *_BASE},

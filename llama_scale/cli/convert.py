@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_scale.cli.convert_output import exported, import_adapters, need_libraries, progress_bar, render
+from llama_scale.cli.convert_output import (
+    exported,
+    import_adapters,
+    need_libraries,
+    progress_bar,
+    proven_words,
+    render,
+)
 from llama_scale.cli.output import emit, emit_json, say
+from llama_scale.cli.source_options import TrustCode
 from llama_scale.errors import ConvertError
 
 if TYPE_CHECKING:
@@ -38,7 +46,9 @@ StageLayers = Annotated[
 ]
 Base = Annotated[
     Path | None,
-    typer.Option(help="Checkpoint of the frozen base that adapters were trained on; default: where it was then."),
+    typer.Option(
+        help="Checkpoint or Hugging Face folder of the base that adapters were trained on; default: where it was then."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -74,6 +84,12 @@ def import_(
     max_ram: Annotated[
         str | None, typer.Option(help="Refuse before starting if more memory may be needed, e.g. 1.5GB.")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Prove the result before it appears: against transformers on the folder."
+        ),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Make a sharded checkpoint of a Hugging Face folder, for any tensor and pipeline degree.
@@ -109,9 +125,13 @@ def import_(
     if spec is None:
         _refuse_deepspeed(source)
         from llama_scale.convert.import_hf import import_hf  # lazy: keeps torch out of --help
+        from llama_scale.convert.import_proof import import_proof
 
         with progress_bar() as bar:
-            manifest = import_hf(source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, progress=bar)
+            proof = import_proof(source, layout=layout, max_ram_bytes=limit, progress=bar) if verify else None
+            manifest = import_hf(
+                source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, proof=proof, progress=bar
+            )
     else:
         if not plain:
             raise ConvertError(
@@ -119,10 +139,15 @@ def import_(
                 "the element type that it has; cut that with `llama-scale convert reshard`"
             )
         manifest = _import_deepspeed(source, target, spec=spec)
-    _show_import(manifest, target, layout=(tensor, pipeline), as_json=as_json)
+    _show_import(manifest, target, layout=(tensor, pipeline), as_json=as_json, from_hf=spec is None)
 
 
-def _show_import(manifest: Manifest, target: Path, *, layout: tuple[int, int], as_json: bool) -> None:
+def _show_import(
+    manifest: Manifest, target: Path, *, layout: tuple[int, int], as_json: bool, from_hf: bool = False
+) -> None:
+    from llama_scale.convert.folders import REPORT, read_json
+
+    proven = (read_json(target / REPORT) or {}).get("verify") if from_hf else None
     result = {
         "checkpoint": str(target),
         "parameters": sum(math.prod(entry.shape) for entry in manifest.tensors["model"].values()),
@@ -131,13 +156,14 @@ def _show_import(manifest: Manifest, target: Path, *, layout: tuple[int, int], a
         "tensor": layout[0],
         "pipeline": layout[1],
         "parameter_digest": manifest.parameter_digest,
+        "verify": proven,
     }
-    _show(
-        result,
-        as_json=as_json,
-        text=f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, tensor={layout[0]} x "
-        f"pipeline={layout[1]}",
-    )
+    text = f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, "
+    text += f"tensor={layout[0]} x pipeline={layout[1]}"
+    text += "; " + proven_words(proven, against="transformers'") if from_hf else ""
+    _show(result, as_json=as_json, text=text)
+    if proven is not None and proven["note"]:
+        say(f"note: {proven['note']}")
 
 
 def _refuse_deepspeed(source: Path) -> None:
@@ -154,11 +180,20 @@ def _refuse_deepspeed(source: Path) -> None:
 def _import_deepspeed(source: Path, target: Path, *, spec: Path) -> Manifest:
     """Make a checkpoint of a folder that DeepSpeed has saved."""
     from llama_scale.convert.deepspeed_folder import import_deepspeed
+    from llama_scale.convert.origin import origin_of_spec
     from llama_scale.plan.run_plan import make_plan
+    from llama_scale.spec.length import any_length
     from llama_scale.spec.load import load_spec
 
-    plan = make_plan(load_spec(spec))
-    return import_deepspeed(source, target, shape=plan.shape, vocab_pad_multiple=plan.vocab_pad_multiple)
+    loaded = load_spec(spec)
+    plan = make_plan(any_length(loaded))
+    return import_deepspeed(
+        source,
+        target,
+        shape=plan.shape,
+        vocab_pad_multiple=plan.vocab_pad_multiple,
+        origin=origin_of_spec(loaded),
+    )
 
 
 class _Form(StrEnum):
@@ -228,6 +263,10 @@ def export(
         )
     if report.get("tokenizer", "") is None:
         say(f"note: {target} has no tokenizer, because the checkpoint came without one; add it with --tokenizer PATH")
+    if report.get("origin_missing") is not None:
+        from llama_scale.convert.origin import lost_with
+
+        say(f"note: {lost_with(report['origin_missing'])}")
     result, text = exported(report, target=target, checkpoint=checkpoint)
     _show(result, as_json=as_json, text=text)
 
@@ -247,6 +286,7 @@ def verify(
     ] = None,
     generate: Annotated[int, typer.Option(min=0, help="Also compare so many greedy tokens after each prompt.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random prompt.")] = 0,
+    trust_remote_code: TrustCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare the sharded model, run on real processes, with transformers' model: logits, weights, greedy tokens.
@@ -271,6 +311,7 @@ def verify(
             num_tokens=tokens,
             generate=generate,
             seed=seed,
+            trust_code=trust_remote_code,
             progress=bar,
         )
     if as_json:

@@ -19,6 +19,7 @@ TrustCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Run the modelling code that a Hugging Face folder brings (a mixture's export has some).",
+        help="Run Python code that a Hugging Face folder brings, where it is not, byte for byte, what an export of "
+        "llama-scale writes (in whose place the installed version runs).",
     ),
 ]

@@ -29,7 +29,7 @@ from llama_scale.convert.folders import (
 )
 from llama_scale.convert.heads import write_heads
 from llama_scale.convert.hf_config import CONFIG
-from llama_scale.convert.modelling import MODELLING, write_modelling
+from llama_scale.convert.modelling import AUTO_MAP, MODEL_TYPE, write_modelling
 from llama_scale.convert.peft import TENSORS, peft_tensors, write_peft
 from llama_scale.convert.weights import Weights
 from llama_scale.errors import ConvertError
@@ -37,7 +37,6 @@ from llama_scale.extensions import discover
 from llama_scale.spec.adapters import mixed_adapters
 from llama_scale.spec.plugin_options import DEFAULT_GATE
 
-MODEL_TYPE = "llama_scale"
 MIXTURE = "mixture.safetensors"
 
 
@@ -114,16 +113,16 @@ def _write_extensions(weights: Weights, adapters: tuple[StoredAdapter, ...], fol
     dtype = getattr(torch, config["dtype"])
     facts = {
         "seed": record.seed,
+        "base": weights.base_facts,
         "adapters": [_write_adapter(adapter, folder, dtype=dtype) for adapter in adapters],
         "mixture": mixture,
         "tasks": [task.model_dump(mode="json") | {"head": heads.get(task.name)} for task in record.tasks],
     }
     code = write_modelling(folder, adapters={a.entry.kind: a.descriptor.implementation for a in adapters}, gates=gates)
-    names = {"AutoConfig": "LlamaScaleConfig", "AutoModelForCausalLM": "LlamaScaleForCausalLM"}
     config |= {
         "model_type": MODEL_TYPE,
-        "architectures": [names["AutoModelForCausalLM"]],
-        "auto_map": {auto: f"{MODELLING}.{name}" for auto, name in names.items()},
+        "architectures": [AUTO_MAP["AutoModelForCausalLM"].rpartition(".")[2]],
+        "auto_map": AUTO_MAP,
         "llama_scale": facts,
     }
     write_json(folder / CONFIG, config)

@@ -20,7 +20,8 @@ import torch
 from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.writer import ShardWriter, build_manifest, check_free_space, commit
-from llama_scale.convert.folders import check_target, checkpoint_faults, new_folder
+from llama_scale.convert.folders import ORIGIN, check_target, checkpoint_faults, new_folder
+from llama_scale.convert.origin import Origin, write_origin
 from llama_scale.convert.shards import Layout, check_layout, topology_record
 from llama_scale.errors import ConvertError
 from llama_scale.layout.boxes import Box
@@ -154,7 +155,9 @@ def open_folder(path: Path) -> Reader:
 
 
 @checkpoint_faults()
-def import_deepspeed(source: Path, target: Path, *, shape: ModelShape, vocab_pad_multiple: int) -> Manifest:
+def import_deepspeed(
+    source: Path, target: Path, *, shape: ModelShape, vocab_pad_multiple: int, origin: Origin | None = None
+) -> Manifest:
     """Write the weights of a DeepSpeed folder as a checkpoint (step 0, no optimizer state).
 
     Args:
@@ -162,6 +165,7 @@ def import_deepspeed(source: Path, target: Path, *, shape: ModelShape, vocab_pad
         target: New checkpoint folder.
         shape: The model that was trained.
         vocab_pad_multiple: As in its spec: says where the rows of the ranks' vocabulary begin.
+        origin: What came with the model; None: nothing is known.
 
     Raises:
         ConvertError: Files are missing or damaged, or the model is another one.
@@ -192,6 +196,9 @@ def import_deepspeed(source: Path, target: Path, *, shape: ModelShape, vocab_pad
             shape=shape,
             vocab_pad_multiple=vocab_pad_multiple,
         )
+        if origin is not None:
+            (tmp / ORIGIN).mkdir()
+            write_origin(origin, tmp / ORIGIN)
         commit(tmp, target, manifest)
     return manifest
 

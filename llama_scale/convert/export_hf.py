@@ -13,7 +13,6 @@ import torch
 
 from llama_scale.convert.adapters import find_adapter, stored_adapters
 from llama_scale.convert.folders import (
-    ORIGIN,
     REPORT,
     Progress,
     Proof,
@@ -22,22 +21,29 @@ from llama_scale.convert.folders import (
     check_target,
     checkpoint_faults,
     new_folder,
-    read_json,
     write_json,
 )
 from llama_scale.convert.heads import write_heads
-from llama_scale.convert.hf_config import CONFIG, GENERATION_CONFIG, make_generation_config, make_hf_config
+from llama_scale.convert.hf_config import (
+    CONFIG,
+    GENERATION_CONFIG,
+    make_generation_config,
+    make_hf_config,
+    with_stops,
+)
 from llama_scale.convert.hf_weights import HfWriter, Outline, tensor_sha256
-from llama_scale.convert.import_hf import DTYPES
+from llama_scale.convert.inventory import DTYPES
 from llama_scale.convert.ledger import Ledger
 from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.merge import Merger
+from llama_scale.convert.origin import Origin, origin_of
 from llama_scale.convert.shards import Layout, padding_rows
 from llama_scale.convert.threads import one_torch_thread
-from llama_scale.convert.tokenizer import find_tokenizer, write_tokenizer
+from llama_scale.convert.tokenizer import write_tokenizer
 from llama_scale.convert.weights import Weights
 from llama_scale.errors import ConvertError
 from llama_scale.layout.parameters import EMBEDDING, iter_parameters
+from llama_scale.spec.model import ModelShape
 
 
 @checkpoint_faults()
@@ -115,15 +121,8 @@ def write_model(
     """
     manifest, shape = weights.manifest, weights.shape
     chosen = DTYPES[dtype] if dtype is not None else weights.dtype
-    holder = weights if weights.base is None or (weights.folder / ORIGIN).is_dir() else weights.base
-    origin = holder.folder / ORIGIN
-    found = find_tokenizer(weights.folder, asked=tokenizer) or find_tokenizer(holder.folder, asked=None)
-    token_ids = None if found is None else write_tokenizer(found, folder, vocab_size=shape.vocab_size)
-    config = make_hf_config(
-        shape, dtype=str(chosen).removeprefix("torch."), base=read_json(origin / CONFIG), token_ids=token_ids
-    )
-    write_json(folder / CONFIG, config)
-    write_json(folder / GENERATION_CONFIG, make_generation_config(config, base=read_json(origin / GENERATION_CONFIG)))
+    origin = origin_of(weights.folder, base=None if weights.base is None else weights.base.folder, tokenizer=tokenizer)
+    config = _write_small_files(origin, folder, shape=shape, dtype=str(chosen).removeprefix("torch."))
     ledger = _write_weights(
         weights, folder, merger=merger, dtype=chosen, shard_bytes=shard_bytes, progress=progress or Silence()
     )
@@ -131,16 +130,33 @@ def write_model(
     return {
         "kind": "export",
         "source": str(weights.folder),
-        "base": None if weights.base is None else str(weights.base.folder),
+        "base": weights.base_facts,
         "adapter": None if merger is None else merger.adapter.name,
         "step": manifest.step,
         "group": weights.group(EMBEDDING, chosen),
         "parameter_digest": manifest.parameter_digest,
         "dtype": config["dtype"],
-        "tokenizer": None if found is None else str(found),
+        "tokenizer": None if origin.tokenizer is None else str(origin.tokenizer),
+        "stop_ids": list(origin.stop_ids),
+        "origin_missing": origin.missing,
         "padding_rows_in_memory": padding_rows(shape, layout),
         **ledger.report(),
     }
+
+
+def _write_small_files(origin: Origin, folder: Path, *, shape: ModelShape, dtype: str) -> dict[str, Any]:
+    """Write tokenizer and configs; return config.json."""
+    found: dict[str, int | None] = {}
+    if origin.tokenizer is not None:
+        found = write_tokenizer(origin.tokenizer, folder, vocab_size=shape.vocab_size)
+    # BOS and padding are as the origin has them; a model without one has those of its tokenizer.
+    token_ids = {} if origin.config is not None else found
+    config = make_hf_config(shape, dtype=dtype, base=origin.config, token_ids=token_ids)
+    config = with_stops(config, origin.stop_ids)
+    write_json(folder / CONFIG, config)
+    base = origin.generation_config
+    write_json(folder / GENERATION_CONFIG, make_generation_config(config, base=base))
+    return config
 
 
 def _write_weights(

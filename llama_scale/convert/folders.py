@@ -24,6 +24,10 @@ Proof = Callable[[Path], dict[str, Any]]
 
 _KEPT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 _KEPT_PREFIXES = ("config", "generation_config", "tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges")
+_CONFIG_PREFIXES = ("config", "generation_config")
+_MORE_TEMPLATES = "additional_chat_templates"
+"""Folder of a tokenizer with chat templates beside the default one, as transformers writes it."""
+_MOST_LINKS = 40
 
 
 class Progress(Protocol):
@@ -133,25 +137,41 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the config, tokenizer and template files of a Hugging Face folder; no weights, no indexes."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file()
-        and (
-            (path.suffix in _KEPT_SUFFIXES and path.name.startswith(_KEPT_PREFIXES))
-            or path.name.startswith("chat_template")
-        )
-    )
+def copy_small_files(source: Path, target: Path, *, configs: bool) -> None:
+    """Copy a Hugging Face folder's tokenizer and chat templates; no weights, no indexes, no code.
+
+    Args:
+        source: The folder.
+        target: Existing folder.
+        configs: Copy config.json and generation_config.json too.
+    """
+    for path in sorted(source.iterdir()):
+        kept = path.suffix in _KEPT_SUFFIXES and path.name.startswith(_KEPT_PREFIXES)
+        if path.is_file() and kept and (configs or not path.name.startswith(_CONFIG_PREFIXES)):
+            shutil.copyfile(path, target / path.name)
+    copy_templates(source, target)
+
+
+def copy_templates(source: Path, target: Path) -> None:
+    """Copy the chat templates that are files of their own."""
+    for pattern in ("chat_template*", f"{_MORE_TEMPLATES}/*.jinja"):
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                place = target / path.relative_to(source)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, place)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder has a file that transformers makes a tokenizer of."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
 
 def keep_origin(source: Path, checkpoint: Path) -> None:
     """Copy a Hugging Face folder's config and tokenizer into a checkpoint that is made from it."""
     origin = checkpoint / ORIGIN
     origin.mkdir()
-    for path in tokenizer_files(source):
-        shutil.copyfile(path, origin / path.name)
+    copy_small_files(source, origin, configs=True)
 
 
 _DEEPSPEED_FILES = (
@@ -203,6 +223,26 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Return the run folder that a checkpoint lies in, or None for a checkpoint of its own."""
-    run = checkpoint.resolve().parent.parent
-    return run if (run / "spec.yaml").is_file() and checkpoint.resolve().parent.name == "checkpoints" else None
+    """Return the run folder in whose ``checkpoints/`` a checkpoint lies, or None for a checkpoint of its own.
+
+    Symbolic links are followed one at a time, because both the path that is given and the run's ``checkpoints`` may be
+    one: only the path before the last link leads back to the run.
+    """
+    place: Path | None = Path(os.path.abspath(checkpoint))  # noqa: PTH100 - Path.absolute keeps ".."
+    for _ in range(_MOST_LINKS):
+        if place is None:
+            return None
+        run = place.parent.parent
+        if place.parent.name == "checkpoints" and (run / "spec.yaml").is_file():
+            return run
+        place = _one_link_followed(place)
+    return None
+
+
+def _one_link_followed(path: Path) -> Path | None:
+    """Return the path with its last symbolic link replaced by what it points to, or None if it has no link."""
+    for part in (path, *path.parents):
+        if part.is_symlink():
+            target = part.parent / part.readlink() / path.relative_to(part)
+            return Path(os.path.abspath(target))  # noqa: PTH100 - Path.absolute keeps ".."
+    return None

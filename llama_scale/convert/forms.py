@@ -43,7 +43,7 @@ def export(
         base: Where the checkpoint's frozen base is now; None: where it was.
         dtype: Element type of the base; not for ``peft``.
         shard_bytes: Most bytes of tensors in one file; not for ``peft``.
-        tokenizer: Tokenizer of the folder; not for ``peft``.
+        tokenizer: Tokenizer of the folder; None: the one that came with the model.
         proven: Compare the folder with the sharded model first.
         progress: Is told of the bytes written and compared.
 
@@ -65,12 +65,12 @@ def export(
 
     wanted = proof if proven else None
     if form == "peft":
-        for name, value in (("--dtype", dtype), ("--shard-size", shard_bytes), ("--tokenizer", tokenizer)):
+        for name, value in (("--dtype", dtype), ("--shard-size", shard_bytes)):
             if value is not None:
                 raise ConvertError(
                     f"{name} {value} does not go with --as peft, which writes the adapter alone, in fp32"
                 )
-        return export_peft(checkpoint, target, adapter=adapter, base=base, proof=wanted)
+        return export_peft(checkpoint, target, adapter=adapter, base=base, tokenizer=tokenizer, proof=wanted)
     chosen: dict[str, Any] = {"base": base, "dtype": dtype, "tokenizer": tokenizer, "proof": wanted}
     chosen |= {"progress": progress} | ({} if shard_bytes is None else {"shard_bytes": shard_bytes})
     if form == "mixture":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,20 @@ from llama_scale.spec.model import ModelShape, RopeScaling
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
+_NOT_CARRIED = frozenset(
+    {
+        "rope_parameters",  # written as rope_theta and rope_scaling
+        "torch_dtype",
+        "quantization_config",
+        "compression_config",
+        "auto_map",  # code, which is not exported
+        "_name_or_path",  # a path of the machine that saved the origin
+        "_commit_hash",
+        "transformers_weights",  # the name of a file that the origin has
+    }
+)
+"""Keys of an origin's config.json that an export does not have, besides the numbers of the model."""
+
 
 def read_shape(folder: Path) -> ModelShape:
     """Read the numbers of a LLaMA from its Hugging Face folder.
@@ -21,15 +36,9 @@ def read_shape(folder: Path) -> ModelShape:
             that the native model does not have (biases, another activation, another RoPE scaling).
     """
     try:
-        shape = read_hf_config(folder).shape
+        return read_hf_config(folder).shape
     except HfConfigError as error:
         raise ConvertError(f"{folder} cannot be converted: {error}") from error
-    if shape.num_heads % shape.num_kv_heads:
-        raise ConvertError(
-            f"{folder} cannot be converted: num_key_value_heads={shape.num_kv_heads} does not divide "
-            f"num_attention_heads={shape.num_heads}; config.json is damaged"
-        )
-    return shape
 
 
 def make_hf_config(
@@ -51,9 +60,7 @@ def make_hf_config(
             f"hidden_size={shape.hidden_size} is not a multiple of num_heads={shape.num_heads}: transformers refuses "
             "to load such a LLaMA (although head_dim is free), so it cannot be exported"
         )
-    config = dict(base or {})
-    config.pop("rope_parameters", None)
-    config.pop("torch_dtype", None)
+    config = {key: value for key, value in (base or {}).items() if key not in _NOT_CARRIED}
     config |= {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -86,10 +93,48 @@ def _scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     return None if scaling is None else {"rope_type": "llama3", **scaling.model_dump()}
 
 
-def make_generation_config(config: dict[str, Any], *, base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return generation_config.json: the imported one, or the token ids with greedy decoding."""
-    made = dict(base or {"do_sample": False})
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if config.get(key) is not None:
-            made.setdefault(key, config[key])
-    return made
+def make_generation_config(config: Mapping[str, Any], *, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return generation_config.json.
+
+    Args:
+        config: config.json of the model.
+        base: The generation_config.json that came with the model; None where none came.
+
+    Returns:
+        ``base`` as it was, but for the stop tokens, which are those of ``config``.
+
+    Raises:
+        ConvertError: Stop tokens are something else than ids, or transformers refuses settings in ``config``.
+    """
+    if base is not None:
+        return with_stops(base, named_stops(config))
+    from transformers import GenerationConfig  # lazy: exports alone write one
+
+    # Without the file, transformers takes sampling settings from config.json, where old models have them.
+    try:
+        made: dict[str, Any] = GenerationConfig.from_model_config(dict(config)).to_diff_dict()
+    except (TypeError, ValueError) as error:
+        raise ConvertError(f"transformers refuses the generation settings in config.json: {error}") from error
+    for key in ("_from_model_config", "transformers_version"):
+        made.pop(key, None)
+    return {"do_sample": False} | made
+
+
+def named_stops(config: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Return the tokens that a config.json or generation_config.json names as ``eos_token_id``, each once.
+
+    Raises:
+        ConvertError: It names something else.
+    """
+    value = (config or {}).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(number) is int for number in ids):
+        raise ConvertError(f"eos_token_id is {value!r}, not a token's id or a list of ids; correct it in the config")
+    return tuple(dict.fromkeys(ids))
+
+
+def with_stops(config: Mapping[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
+    """Return a config that names these stop tokens: as it is if it does, else as one id or as a list."""
+    if not ids or named_stops(config) == ids:
+        return dict(config)
+    return {**config, "eos_token_id": ids[0] if len(ids) == 1 else list(ids)}

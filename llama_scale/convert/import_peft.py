@@ -52,7 +52,7 @@ def import_peft(folders: Mapping[str, Path], target: Path, *, base: Path) -> Man
     weights = Weights(find_checkpoint(base))
     if weights.manifest.base is not None or weights.extra:
         raise ConvertError(f"--base {base} holds adapters or heads; give the checkpoint of the base alone")
-    read = [_PeftAdapter.read(name, folder, weights) for name, folder in folders.items()]
+    read = [PeftAdapter.read(name, folder, weights) for name, folder in folders.items()]
     record = ExtensionRecord.model_validate(
         {"seed": 0, "adapters": tuple({"name": a.name, "kind": a.kind, "options": a.options} for a in read)}
     )
@@ -106,7 +106,7 @@ def _fitting(parameter: Parameter, values: Mapping[str, torch.Tensor]) -> torch.
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PeftAdapter:
+class PeftAdapter:
     """One folder, read and checked.
 
     Args:
@@ -128,7 +128,7 @@ class _PeftAdapter:
     weights: Weights
 
     @classmethod
-    def read(cls, name: str, folder: Path, weights: Weights) -> _PeftAdapter:
+    def read(cls, name: str, folder: Path, weights: Weights) -> PeftAdapter:
         """Read a folder.
 
         Raises:

@@ -7,11 +7,18 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from llama_scale.errors import ConvertError
 
+MODEL_TYPE = "llama_scale"
 MODELLING = "modeling_llama_scale"
+AUTO_MAP = {
+    "AutoConfig": f"{MODELLING}.LlamaScaleConfig",
+    "AutoModelForCausalLM": f"{MODELLING}.LlamaScaleForCausalLM",
+}
+"""Where transformers finds the classes of a mixture's folder."""
 _OWN = {
     "llama_scale.convert.hf_mixture.modeling_llama_scale": MODELLING,
     "llama_scale.convert.hf_mixture.adapted": "adapted",
@@ -21,7 +28,8 @@ _OWN = {
 }
 """Module here -> its name in an export."""
 
-_TABLES = "ADAPTERS: dict[str, type[LayerAdapter]] = {}\nGATES: dict[str, type[Gate]] = {}\n"
+TABLES = "ADAPTERS: dict[str, type[LayerAdapter]] = {}\nGATES: dict[str, type[Gate]] = {}\n"
+"""Lines of the modelling file in whose place an export names the classes of its folder."""
 
 
 def write_modelling(folder: Path, *, adapters: Mapping[str, str], gates: Mapping[str, str]) -> list[str]:
@@ -38,25 +46,67 @@ def write_modelling(folder: Path, *, adapters: Mapping[str, str], gates: Mapping
     Raises:
         ConvertError: A plugin's module cannot be copied: it imports more than torch and the interface.
     """
-    texts = {name: _relative(_source(module), module) for module, name in _OWN.items()}
-    tables = []
-    imports = []
-    for table, kinds, kind_type in (("ADAPTERS", adapters, "adapter"), ("GATES", gates, "gate")):
-        rows = []
-        for kind, target in sorted(kinds.items()):
-            module, _, name = target.partition(":")
-            file = f"{kind_type}_" + re.sub(r"\W", "_", kind)
-            texts[file] = _relative(_source(module), module)
-            alias = re.sub(r"\W", "_", f"{kind_type}_{kind}").upper()
-            imports.append(f"from .{file} import {name} as {alias}")
-            rows.append(f"{kind!r}: {alias}")
-        tables.append(f"{table} = {{{', '.join(rows)}}}")
-    main = texts[MODELLING]
-    assert main.count(_TABLES) == 1, "the modelling file has lost the tables that an export fills"
-    texts[MODELLING] = main.replace(_TABLES, "\n".join([*imports, *tables]) + "\n")
+    parts = plugin_files(adapters=adapters, gates=gates)
+    texts = own_texts() | {name: plugin_text(part) for name, part in parts.items()}
+    texts[MODELLING] = fill_tables(texts[MODELLING], parts)
     for name, text in texts.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return sorted(f"{name}.py" for name in texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginFile:
+    """The file of one kind of adapter or gate.
+
+    Args:
+        table: ``ADAPTERS`` or ``GATES``.
+        kind: As in a spec.
+        target: ``package.module:Class`` of its implementation.
+    """
+
+    table: str
+    kind: str
+    target: str
+
+
+def plugin_files(*, adapters: Mapping[str, str], gates: Mapping[str, str]) -> dict[str, PluginFile]:
+    """Return name of the file, without ``.py`` -> what it is of; the arguments are those of ``write_modelling``."""
+    return {
+        f"{prefix}_" + re.sub(r"\W", "_", kind): PluginFile(table=table, kind=kind, target=target)
+        for table, prefix, kinds in (("ADAPTERS", "adapter", adapters), ("GATES", "gate", gates))
+        for kind, target in sorted(kinds.items())
+    }
+
+
+def own_texts() -> dict[str, str]:
+    """Return name of a file, without ``.py`` -> its text, of the files that every mixture has, tables unfilled."""
+    return {name: _relative(_source(module), module) for module, name in _OWN.items()}
+
+
+def plugin_text(part: PluginFile) -> str:
+    """Return the text of a kind's file.
+
+    Raises:
+        ConvertError: See ``write_modelling``.
+    """
+    module = part.target.partition(":")[0]
+    return _relative(_source(module), module)
+
+
+def fill_tables(text: str, parts: Mapping[str, PluginFile]) -> str:
+    """Return the modelling file with the classes of the kinds in its tables."""
+    assert text.count(TABLES) == 1, "the modelling file has lost the tables that an export fills"
+    return text.replace(TABLES, filled_tables(parts))
+
+
+def filled_tables(parts: Mapping[str, PluginFile]) -> str:
+    """Return the lines of the modelling file that name the classes of the kinds."""
+    rows: dict[str, list[str]] = {"ADAPTERS": [], "GATES": []}
+    lines = []
+    for file, part in parts.items():
+        lines.append(f"from .{file} import {part.target.partition(':')[2]} as {file.upper()}")
+        rows[part.table].append(f"{part.kind!r}: {file.upper()}")
+    return "\n".join([*lines, *(f"{table} = {{{', '.join(row)}}}" for table, row in rows.items())]) + "\n"
 
 
 def _source(module: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from llama_scale.convert.folders import read_json
-from llama_scale.convert.hf_config import CONFIG, GENERATION_CONFIG
+from llama_scale.convert.hf_config import CONFIG, GENERATION_CONFIG, named_stops
 from llama_scale.convert.request import Request
 from llama_scale.errors import ConvertError
 
@@ -49,7 +49,7 @@ def sharded_model(request: Request, *, folder: Path) -> Iterator[None]:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a fresh install would be compiled anew at every start
     with log.open("wb") as stream:
-        command = [sys.executable, "-m", "llama_scale.train.forward", str(path)]
+        command = [sys.executable, "-P", "-m", "llama_scale.train.forward", str(path)]
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, start_new_session=True)
         try:
             yield
@@ -78,12 +78,8 @@ def reference_results(model: Any, prompts: Prompts, *, stop: Sequence[int], gene
         stop: Tokens that end a continuation.
         generate: Greedy tokens to add to each prompt; 0: none.
     """
-    from transformers import GenerationConfig
-
     model = model.float().eval()
-    settings = GenerationConfig(
-        max_new_tokens=max(1, generate), do_sample=False, eos_token_id=list(stop) or None, pad_token_id=0
-    )
+    settings = generation_settings(model, stop=stop, max_new_tokens=max(1, generate), do_sample=False, pad_token_id=0)
     results: Results = {}
     with torch.no_grad():
         for name, tokens in prompts.items():
@@ -96,9 +92,22 @@ def reference_results(model: Any, prompts: Prompts, *, stop: Sequence[int], gene
 
 
 def stop_ids(hf: Path) -> tuple[int, ...]:
-    """Return the ids that end a text, from generation_config.json or config.json."""
-    for name in (GENERATION_CONFIG, CONFIG):
-        value = (read_json(hf / name) or {}).get("eos_token_id")
-        if value is not None:
-            return tuple(value) if isinstance(value, list) else (value,)
-    return ()
+    """Return the ids at which transformers' ``generate`` ends a text with a folder's model.
+
+    Raises:
+        ConvertError: They are no ids.
+    """
+    generation = read_json(hf / GENERATION_CONFIG)  # where it is, config.json does not count
+    return named_stops(read_json(hf / CONFIG) if generation is None else generation)
+
+
+def generation_settings(model: Any, *, stop: Sequence[int], **settings: Any) -> Any:
+    """Return transformers' settings of one generation, and keep the folder's own from filling in what is left out.
+
+    ``generate`` takes from ``model.generation_config`` whatever the given settings do not say: a penalty there would
+    change which token is the likeliest.
+    """
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig()
+    return GenerationConfig(eos_token_id=list(stop) or None, **settings)

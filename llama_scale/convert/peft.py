@@ -13,6 +13,8 @@ from llama_scale.convert.adapters import StoredAdapter, find_adapter
 from llama_scale.convert.folders import REPORT, Proof, check_target, checkpoint_faults, new_folder, write_json
 from llama_scale.convert.hf_weights import tensor_sha256
 from llama_scale.convert.mapping import hf_tensors
+from llama_scale.convert.origin import origin_of
+from llama_scale.convert.tokenizer import write_tokenizer
 from llama_scale.convert.weights import Weights
 from llama_scale.errors import ConvertError
 from llama_scale.extensions.peft import PeftFormat, module_path
@@ -38,15 +40,22 @@ def require_peft(adapter: StoredAdapter) -> PeftFormat:
 
 @checkpoint_faults()
 def export_peft(
-    checkpoint: Path, target: Path, *, adapter: str | None = None, base: Path | None = None, proof: Proof | None = None
+    checkpoint: Path,
+    target: Path,
+    *,
+    adapter: str | None = None,
+    base: Path | None = None,
+    tokenizer: Path | None = None,
+    proof: Proof | None = None,
 ) -> dict[str, Any]:
-    """Write one adapter of a checkpoint as a PEFT folder.
+    """Write one adapter of a checkpoint as a PEFT folder, with the tokenizer that it was trained with.
 
     Args:
         checkpoint: A complete checkpoint of any layout.
         target: New folder; it appears when everything is written and proven.
         adapter: Which; None: the only one.
         base: Where the checkpoint's frozen base is now; None: where it was.
+        tokenizer: See ``export_hf``.
         proof: Is called before the folder appears.
 
     Returns:
@@ -59,14 +68,19 @@ def export_peft(
     weights = Weights(checkpoint, base=base, verify="hashes")
     found = find_adapter(weights, adapter)
     require_peft(found)
+    origin = origin_of(checkpoint, base=None if weights.base is None else weights.base.folder, tokenizer=tokenizer)
     with new_folder(target) as tmp:
         write_peft(found, tmp)
+        if origin.tokenizer is not None:
+            write_tokenizer(origin.tokenizer, tmp, vocab_size=weights.shape.vocab_size)
         report: dict[str, Any] = {
             "kind": "peft",
             "source": str(weights.folder),
-            "base": None if weights.base is None else str(weights.base.folder),
+            "base": weights.base_facts,
             "adapter": found.name,
             "step": weights.manifest.step,
+            "tokenizer": None if origin.tokenizer is None else str(origin.tokenizer),
+            "origin_missing": origin.missing,
             "tensors": {name: f"sha256:{tensor_sha256(t)}" for name, t in load_file(tmp / TENSORS).items()},
         }
         if proof is not None:
@@ -75,15 +89,12 @@ def export_peft(
     return report
 
 
-def write_peft(
-    adapter: StoredAdapter, folder: Path, *, base: str | None = None, dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
-    """Write an adapter's PEFT folder.
+def write_peft(adapter: StoredAdapter, folder: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Write an adapter's PEFT folder, which names the base as the run's spec does.
 
     Args:
         adapter: An adapter of a kind that PEFT has.
         folder: Existing folder.
-        base: ``base_model_name_or_path``: where the base is as a Hugging Face folder or hub name.
         dtype: Element type of the base that it will be put on.
 
     Returns:
@@ -94,7 +105,7 @@ def write_peft(
     config = {
         "peft_type": form.peft_type,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": adapter.weights.base_name,
         "inference_mode": True,
         **form.settings(adapter.options, layers=layers),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.reader import CheckpointReader
 from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, commit
 from llama_scale.convert.folders import (
-    ORIGIN,
     Progress,
     Silence,
     check_space,
@@ -21,6 +19,7 @@ from llama_scale.convert.folders import (
     checkpoint_faults,
     new_folder,
 )
+from llama_scale.convert.origin import keep_with
 from llama_scale.convert.shards import Layout, check_layout, shard_parts, topology_record
 from llama_scale.convert.threads import finish_shards, shards_at_once
 from llama_scale.errors import ConvertError
@@ -63,8 +62,7 @@ def reshard(source: Path, target: Path, *, layout: Layout, progress: Progress | 
         )
         if manifest.tensors != reader.manifest.tensors:
             raise ConvertError(f"the copy of {source} has other digests than the original; this is a bug")
-        if (reader.folder / ORIGIN).is_dir():
-            shutil.copytree(reader.folder / ORIGIN, tmp / ORIGIN)
+        keep_with(tmp, made_of=source)
         commit(tmp, target, manifest)
     return manifest
 

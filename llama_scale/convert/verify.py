@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from llama_scale.checkpoint.manifest import Manifest
-from llama_scale.convert.compared import Compared, MixtureFolder, compared
-from llama_scale.convert.folders import Progress, Silence, checkpoint_faults
+from llama_scale.convert.compared import Compared, compared
+from llama_scale.convert.folders import Progress, Silence, checkpoint_faults, has_tokenizer
+from llama_scale.convert.foreign_code import foreign_code
 from llama_scale.convert.models import Prompts, Results, reference_results, save_prompts, sharded_model, stop_ids
 from llama_scale.convert.proof import Comparison, Proof
-from llama_scale.convert.reference import has_text_tokenizer, load_text_tokenizer
+from llama_scale.convert.reference import load_text_tokenizer
 from llama_scale.convert.request import ADAPTER, Request
 from llama_scale.convert.shards import Layout, check_layout, even_stage_layers, valid_tp_sizes
 from llama_scale.convert.weights import Weights
@@ -46,6 +47,7 @@ def verify(
     num_tokens: int | None = None,
     generate: int = 0,
     seed: int = 0,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> Proof:
     """Compare a checkpoint's sharded model with an exported folder: plain, mixture (each adapter too) or PEFT's.
@@ -59,6 +61,7 @@ def verify(
         num_tokens: Length of the random prompt; None: 128, or what the context has room for.
         generate: Also compare this many greedy tokens after each prompt.
         seed: Of the random prompt.
+        trust_code: Run Python code of the folder that no export writes.
         progress: Is told of the weights compared.
 
     Raises:
@@ -66,10 +69,12 @@ def verify(
             weights or logits is no error here: see ``Proof.require``.
     """
     weights = Weights(checkpoint, base=base)
-    other = compared(weights, hf, adapter=adapter)
-    chosen, note = _choose_layout(weights.manifest, layout)
+    other = compared(weights, hf, adapter=adapter, trust_code=trust_code)
+    chosen, note = choose_layout(weights.manifest, layout)
     stages = check_layout(weights.shape, chosen)
-    prompts = _prompts(_tokenizer(hf, other), weights.manifest, num_tokens=num_tokens, generate=generate, seed=seed)
+    prompts = _prompts(
+        _tokenizer(hf, trust_code=trust_code), weights.manifest, num_tokens=num_tokens, generate=generate, seed=seed
+    )
     labels = {_label(choice, prompt, other.choices): (choice, prompt) for choice in other.choices for prompt in prompts}
     stop = stop_ids(hf)
     with tempfile.TemporaryDirectory(prefix="llama-scale-verify-") as name:
@@ -77,7 +82,7 @@ def verify(
         save_prompts({label: prompts[prompt] for label, (_, prompt) in labels.items()}, folder / "prompts.safetensors")
         request = Request(
             checkpoint=str(Path(checkpoint).resolve()),
-            base=None if base is None else str(Path(base).resolve()),
+            base=None if weights.base is None else str(weights.base.folder.resolve()),
             dtype=str(other.dtype).removeprefix("torch."),
             tp_size=chosen.tp_size,
             pp_size=chosen.pp_size,
@@ -128,7 +133,7 @@ def _expected(
     return results
 
 
-def _choose_layout(manifest: Manifest, asked: Layout | None) -> tuple[Layout, str]:
+def choose_layout(manifest: Manifest, asked: Layout | None) -> tuple[Layout, str]:
     """Return the layout of the forward pass and a note if it is not the one that was meant."""
     shape, saved = manifest.shape, manifest.topology
     if asked is None:
@@ -164,8 +169,11 @@ def _choose_layout(manifest: Manifest, asked: Layout | None) -> tuple[Layout, st
     return Layout(tp_size=tp_size, pp_size=pp_size, stage_layers=counts), note
 
 
-def _tokenizer(hf: Path, other: Compared) -> Any:
-    return load_text_tokenizer(hf, own_code=isinstance(other, MixtureFolder)) if has_text_tokenizer(hf) else None
+def _tokenizer(hf: Path, *, trust_code: bool) -> Any:
+    """Return the folder's tokenizer; None: it has none, or one that is code which may not run."""
+    if not has_tokenizer(hf) or (foreign_code(hf) is not None and not trust_code):
+        return None
+    return load_text_tokenizer(hf, trust_code=trust_code)
 
 
 def _prompts(tokenizer: Any, manifest: Manifest, *, num_tokens: int | None, generate: int, seed: int) -> Prompts:
@@ -218,7 +226,7 @@ def compare(
         tokens=tokens.shape[1],
         max_abs_diff=diff,
         scale=scale,
-        relative=diff / scale if scale else float("nan"),
+        relative=diff / scale if scale else diff if diff == 0 else float("nan"),
         same_argmax=(wanted.argmax(-1) == got.argmax(-1)).float().mean().item(),
         generated=length,
         generated_equal=equal,

@@ -19,23 +19,12 @@ from llama_scale.data.sentencepiece_json import control_tokens, fast_tokenizer, 
 from llama_scale.errors import DataError
 from llama_scale.spec.hf_tokenizer import SpecialTokens, read_settings, read_special_tokens
 
-_OF_ANOTHER_CLASS = frozenset(
-    {
-        "added_tokens_decoder",
-        "add_prefix_space",
-        "auto_map",
-        "from_slow",
-        "legacy",
-        "name_or_path",
-        "sp_model_kwargs",
-        "special_tokens_map_file",
-        "tokenizer_class",
-        "tokenizer_file",
-        "use_default_system_prompt",
-        "use_fast",
-        "vocab_file",
-    }
-)
+NOT_EXPORTED = frozenset({"auto_map", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file"})
+"""Settings that name code, which is not exported, and paths of this machine."""
+_OF_ANOTHER_CLASS = NOT_EXPORTED | {
+    *("added_tokens_decoder", "add_prefix_space", "from_slow", "legacy", "sp_model_kwargs", "tokenizer_class"),
+    *("use_default_system_prompt", "use_fast"),
+}
 """Settings that say how another class builds its tokenizer; tokenizer.json says it here."""
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from llama_scale.data.chat import ChatTemplate
+from llama_scale.data.chat import ChatTemplate, Message
+from llama_scale.data.chat_keys import WrittenKeys
+from llama_scale.data.chat_turns import RenderedChat, TurnFinder
 from llama_scale.data.tokenizer import Offsets, Tokenizer, load_tokenizer
 from llama_scale.errors import DataError
 
@@ -31,10 +34,12 @@ class TaskTokenizer:
     Args:
         path: A SentencePiece model, a tokenizer.json, or a folder with one of them.
         starts_texts: Whether ``start_ids`` are the tokenizer's own; runs of version 0.1 trained without any.
+        trust_code: See ``load_tokenizer``.
     """
 
-    def __init__(self, path: Path, *, starts_texts: bool = True) -> None:
+    def __init__(self, path: Path, *, starts_texts: bool = True, trust_code: bool = False) -> None:
         self.path = path
+        self._trust_code = trust_code
         self._starts_texts = starts_texts
 
     @property
@@ -95,17 +100,48 @@ class TaskTokenizer:
         """Return the text of token ids, without special tokens."""
         return self._tokenizer.decode(ids)
 
-    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return the text of a conversation by the tokenizer's chat template; special tokens are part of it.
 
         Raises:
             DataError: The tokenizer has no template, or the template refuses the conversation.
         """
-        return self._chat.render(messages, add_generation_prompt=add_generation_prompt)
+        return self._chat.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, options=options)
+
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        *,
+        turns: Collection[int],
+        tools: Sequence[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> RenderedChat:
+        """Return the text of a conversation, and where some of the assistant's turns are in it.
+
+        Raises:
+            DataError: As ``chat``; or the template passes over a key of the row, or does not let the turns be told.
+        """
+        self._written.check(messages, tools=tools, options=options)
+        return self._turns.find(messages, turns=turns, tools=tools, options=options)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.path, trust_code=self._trust_code)
+
+    @cached_property
+    def _written(self) -> WrittenKeys:
+        return WrittenKeys(self._chat)
+
+    @cached_property
+    def _turns(self) -> TurnFinder:
+        return TurnFinder(self._chat)
 
     @cached_property
     def _chat(self) -> ChatTemplate:

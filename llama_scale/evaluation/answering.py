@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from llama_scale.convert.folders import run_of
+from llama_scale.convert.foreign_code import CONSENT, foreign_code
 from llama_scale.convert.heads import HEADS
 from llama_scale.convert.reference import require_text_tokenizer
 from llama_scale.data.task_tokenizer import TaskTokenizer, starts_texts
@@ -33,11 +34,13 @@ class Answering:
         source: Where it came from.
         model: The loaded model.
         tokenizer: What the tasks read text with: the spec's, or the folder's own.
+        trust_code: Run Python code of the folder that no export writes.
     """
 
     source: Source
     model: AssembledModel
     tokenizer: TaskTokenizer
+    trust_code: bool = False
     _tasks: dict[str, Task] = field(default_factory=dict)
 
     def task_names(self) -> list[str]:
@@ -72,7 +75,7 @@ class Answering:
             ConvertError: There is none.
         """
         require_text_tokenizer(self.source.folder)
-        return TaskTokenizer(self.source.folder)
+        return TaskTokenizer(self.source.folder, trust_code=self.trust_code)
 
     def choose(self, who: str, *, task: str | None) -> str:
         """Let somebody answer from now on; returns the name.
@@ -117,12 +120,18 @@ def answering(source: Source, *, sampling: Sampling, batch_size: int, trust_code
         source: From ``open_source``.
         sampling: How it chooses tokens.
         batch_size: Sequences of one forward pass.
-        trust_code: Whether to run modelling code that a folder of the user's brings; what was assembled here may run.
+        trust_code: Run Python code of the folder that no export writes.
 
     Raises:
-        LaunchError: The folder brings code and the user has not said that it may run.
+        LaunchError: The folder brings such code, and the user has not said that it may run.
         ConvertError: transformers cannot load it.
     """
+    foreign = foreign_code(source.folder, every_file=True) if source.run is not None else None
+    if foreign is not None and not trust_code:
+        raise LaunchError(
+            f"{source.folder} brings code of its own: {foreign}; remove the folder, which is then made anew from the "
+            f"checkpoint, or {CONSENT}"
+        )
     named = None if source.spec is None else source.spec.tokenizer
     run = None if source.checkpoint is None else run_of(source.checkpoint)
     tokenizer = TaskTokenizer(
@@ -134,6 +143,6 @@ def answering(source: Source, *, sampling: Sampling, batch_size: int, trust_code
         sampling=sampling,
         batch_size=batch_size,
         end_id=None if named is None else tokenizer.end_id,
-        trust_code=trust_code or source.checkpoint is not None,
+        trust_code=trust_code,
     )
-    return Answering(source=source, model=model, tokenizer=tokenizer)
+    return Answering(source=source, model=model, tokenizer=tokenizer, trust_code=trust_code)

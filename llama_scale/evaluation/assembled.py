@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from llama_scale.convert.models import stop_ids
-from llama_scale.convert.reference import brings_code, load_model
+from llama_scale.convert.foreign_code import CONSENT, foreign_code
+from llama_scale.convert.models import generation_settings, stop_ids
+from llama_scale.convert.reference import load_model
 from llama_scale.errors import ConvertError, LaunchError
 
 Advance = Callable[[int], None]
@@ -45,10 +46,10 @@ class AssembledModel:
         sampling: How ``generate`` chooses.
         batch_size: Sequences of one forward pass.
         end_id: A token that ends a text beside those that the folder names (a task's EOS).
-        trust_code: Whether modelling code that the folder brings may run.
+        trust_code: Run Python code of the folder that no export writes.
 
     Raises:
-        LaunchError: The folder brings code, which may not run.
+        LaunchError: The folder brings such code, and it may not run.
         ConvertError: transformers cannot load the folder.
     """
 
@@ -61,18 +62,16 @@ class AssembledModel:
         end_id: int | None = None,
         trust_code: bool = False,
     ) -> None:
-        self.own_code = brings_code(folder)
-        """Whether the model is code of the folder."""
-        if self.own_code and not trust_code:
+        foreign = foreign_code(folder)
+        if foreign is not None and not trust_code:
             raise LaunchError(
-                f"{folder} brings its own modelling code ({', '.join(sorted(p.name for p in folder.glob('*.py')))}); "
-                "look at it and say --trust-remote-code, or use the run or checkpoint it was made from"
+                f"{folder} brings code of its own: {foreign}; {CONSENT}, or use the run or checkpoint it was made from"
             )
         self.folder = folder
         self.batch_size = batch_size
         self._sampling = sampling or Sampling()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = load_model(folder, dtype=torch.float32 if device == "cpu" else "auto", own_code=self.own_code)
+        self._model = load_model(folder, dtype=torch.float32 if device == "cpu" else "auto", trust_code=trust_code)
         self._model = self._model.to(device).eval()
         self._stop = stop_ids(folder)
         if end_id is not None and end_id not in self._stop:
@@ -156,8 +155,6 @@ class AssembledModel:
         return results
 
     def _continue(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
-        from transformers import GenerationConfig
-
         longest = max(map(len, prompts))
         if longest == 0:
             raise ConvertError("a prompt has no tokens; write at least one word")
@@ -170,9 +167,10 @@ class AssembledModel:
         for row, seen, ids in zip(tokens, mask, prompts, strict=True):
             row[longest - len(ids) :] = torch.tensor(ids)
             seen[longest - len(ids) :] = 1
-        settings = GenerationConfig(
+        settings = generation_settings(
+            self._model,
+            stop=self._stop,
             max_new_tokens=min(max_new_tokens, room),
-            eos_token_id=list(self._stop) or None,
             pad_token_id=pad,
             **self._sampling.settings(),
         )

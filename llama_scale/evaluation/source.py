@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llama_scale.checkpoint.manifest import MANIFEST, Manifest, checkpoint_name, load_manifest, newest_complete
+from llama_scale.convert.folders import REPORT, read_json, run_of
 from llama_scale.convert.hf_config import CONFIG
+from llama_scale.convert.origin import lost_with
 from llama_scale.errors import LaunchError
 from llama_scale.runs.find import find_run, is_run_folder
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec, load_spec
 from llama_scale.spec.run import RunSpec
 
 
@@ -61,7 +66,7 @@ def open_source(
         ConvertError: It cannot be assembled.
         SpecError: The spec is not valid.
     """
-    given = None if spec is None else load_spec(str(spec))
+    given = None if spec is None else (load_run_spec if is_run_folder(spec.parent) else load_spec)(spec)
     path = Path(name)
     if (path / CONFIG).is_file() or (path / MANIFEST).is_file():
         if step is not None:
@@ -70,10 +75,9 @@ def open_source(
             yield Source(folder=path, spec=given)
             return
         with tempfile.TemporaryDirectory(prefix="llama-scale-") as temporary:
-            run = _run_of(path)
-            known = given or (load_spec(str(run / "spec.yaml")) if run else None)
-            progress(f"assembling {path}")
-            yield _assemble(path, Path(temporary) / "hf", spec=known, run=None)
+            run = run_of(path)
+            known = given or (load_run_spec(run / "spec.yaml") if run else None)
+            yield _assemble(path, Path(temporary) / "hf", spec=known, run=None, progress=progress)
         return
     if path.is_dir() and not is_run_folder(path):
         raise LaunchError(
@@ -82,14 +86,8 @@ def open_source(
     run = find_run(name, root=runs_dir).path
     checkpoint = _checkpoint(run, step)
     folder = run / "assembled" / checkpoint.name
-    if not (folder / CONFIG).is_file():
-        progress(f"assembling {checkpoint} into {folder}")
-    yield _assemble(checkpoint, folder, spec=given or load_spec(str(run / "spec.yaml")), run=run)
-
-
-def _run_of(checkpoint: Path) -> Path | None:
-    run = checkpoint.absolute().parent.parent
-    return run if is_run_folder(run) else None
+    known = given or load_run_spec(run / "spec.yaml")
+    yield _assemble(checkpoint, folder, spec=known, run=run, progress=progress)
 
 
 def _checkpoint(run: Path, step: int | None) -> Path:
@@ -106,12 +104,36 @@ def _checkpoint(run: Path, step: int | None) -> Path:
     return wanted
 
 
-def _assemble(checkpoint: Path, folder: Path, *, spec: RunSpec | None, run: Path | None) -> Source:
+def _assemble(
+    checkpoint: Path, folder: Path, *, spec: RunSpec | None, run: Path | None, progress: Callable[[str], None]
+) -> Source:
+    """Return a checkpoint as a Hugging Face folder, made unless it is there."""
+    manifest = load_manifest(checkpoint)
+    if not _is_current(folder, manifest):
+        progress(f"assembling {checkpoint}" + ("" if run is None else f" into {folder}"))
+        report = _assemble_anew(checkpoint, folder)
+        if report["origin_missing"] is not None:
+            progress(f"note: {lost_with(report['origin_missing'])}")
+    return Source(folder=folder, spec=spec, checkpoint=checkpoint, manifest=manifest, run=run)
+
+
+def _is_current(folder: Path, manifest: Manifest) -> bool:
+    """Tell whether a folder was assembled of this checkpoint, by a version that knows what came with a model."""
+    report = read_json(folder / REPORT) if (folder / CONFIG).is_file() else None
+    return report is not None and "stop_ids" in report and report.get("parameter_digest") == manifest.parameter_digest
+
+
+def _assemble_anew(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """Assemble a checkpoint in place of an outdated folder, which stays until the new one is whole."""
     from llama_scale.convert.assemble import assemble  # lazy: a Hugging Face folder needs no conversion
 
-    if not (folder / CONFIG).is_file():
-        assemble(checkpoint, folder)
-    return Source(folder=folder, spec=spec, checkpoint=checkpoint, manifest=load_manifest(checkpoint), run=run)
+    if not folder.exists():
+        return assemble(checkpoint, folder)
+    fresh = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
+    report = assemble(checkpoint, fresh)
+    shutil.rmtree(folder)
+    fresh.rename(folder)
+    return report
 
 
 def fingerprint(source: Source) -> str:

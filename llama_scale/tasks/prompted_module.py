@@ -27,6 +27,11 @@ class PromptedTask(Task):
         """Return what replaces the template's placeholders."""
         raise NotImplementedError
 
+    def template_of(self, values: Mapping[str, str]) -> str:
+        """Return the template that these values go into."""
+        del values
+        return self.template
+
     def references(self, example: Example) -> list[str]:
         """Return the answers that are right; the first one trains."""
         raise NotImplementedError
@@ -107,21 +112,22 @@ class PromptedTask(Task):
         return [*start, *self.context.tokenizer.encode(self._prompt_text(values))]
 
     def _prompt_text(self, values: Mapping[str, str]) -> str:
-        text = self.template.format(**values)
+        text = self.template_of(values).format(**values)
         if not self.options.chat:
             return text
         return self.context.tokenizer.chat([{"role": "user", "content": text}], add_generation_prompt=True)
 
     def _answer_ids(self, example: Example) -> list[int]:
         """Return the ids of the answer and of the EOS behind it."""
+        values = self.values(example)
         answer = self.references(example)[0].strip()
         tokenizer = self.context.tokenizer
         if self.options.chat:
             ids = tokenizer.encode_after(*self._turn(answer))
         else:
             # The template's last character decides whether a space parts prompt and answer.
-            text = answer if self.template[-1].isspace() else f" {answer}"
-            ids = tokenizer.encode_after(self._prompt_text(self.values(example)), text)
+            text = answer if self.template_of(values)[-1].isspace() else f" {answer}"
+            ids = tokenizer.encode_after(self._prompt_text(values), text)
         # A chat template may put a line end behind the EOS that ends a turn.
         end = len(ids) - 1 - ids[::-1].index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
         return [*ids[:end], tokenizer.eos_id]
@@ -144,16 +150,18 @@ class PromptedTask(Task):
 
     def _turn(self, answer: str) -> tuple[str, str]:
         """Return a rendered conversation up to an answer, and what the chat template makes of the answer behind it."""
-        user = {"role": "user", "content": "x"}
-        head = self.context.tokenizer.chat([user], add_generation_prompt=True)
-        both = [user, {"role": "assistant", "content": answer}]
-        text = self.context.tokenizer.chat(both, add_generation_prompt=False)
-        if not text.startswith(head):
+        both = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+        try:
+            found = self.context.tokenizer.conversation(both, turns=[1])
+        except DataError as error:
+            raise DataError(f"{error}; or use chat: false") from error
+        start = found.spans[0][0] if found.spans else 0
+        if found.text[:start] != self.context.tokenizer.chat(both[:1], add_generation_prompt=True):
             raise DataError(
-                "the chat template writes the head of an answer otherwise than that of a prompt for one, so that they "
-                "cannot be told apart; use chat: false"
+                "the part of an answer that the chat template marks with {% generation %} does not begin where the "
+                "prompt for it ends; let it begin there, or use chat: false"
             )
-        return head, text[len(head) :]
+        return found.text[:start], found.text[start:]
 
 
 def _cut(text: str, offsets: Sequence[tuple[int, int]], keep: int, *, left: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,19 @@ class SampleSource(Protocol):
 
     def global_batch(self, first: int, *, batch: BatchPlan, dp_rank: int, dp_size: int) -> list[MicroBatch]:
         """Return one replica's part of the global batch that begins with sample ``first``."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of different rows."""
+        ...
+
+    def evaluation(self, limit: int, *, batch: BatchPlan, dp_rank: int, dp_size: int) -> Iterator[list[MicroBatch]]:
+        """Yield one replica's part of each global batch of an evaluation.
+
+        Together the replicas read the first ``limit`` rows, each once; fewer, if there are no more. Which rows these
+        are depends neither on the replicas nor on the sizes of batches. The last batch is filled up with rows that
+        count nothing, for all ranks take part in each batch.
+        """
         ...
 
 

@@ -22,14 +22,17 @@ def export_difference(checkpoint: Path, folder: Path, tiny: Tiny, expected: torc
         form: ``mixture`` (base, adapter and modelling file) or ``peft``.
     """
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
-    from llama_scale.convert.reference import load_model, native_model  # lazy: transformers reads these variables
+    from llama_scale.convert.reference import native_model  # lazy: transformers reads these variables
 
     target = folder / form
     if form == "mixture":
+        from transformers import AutoModelForCausalLM
+
         from llama_scale.convert.assemble import export_mixture
 
         export_mixture(checkpoint, target)
-        model = load_model(target, dtype=torch.float32, own_code=True)
+        # Just written here: the copies of the plugin's files run as they will elsewhere.
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, trust_remote_code=True)
     else:
         from peft import PeftModel
 

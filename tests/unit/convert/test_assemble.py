@@ -20,7 +20,7 @@ from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.import_peft import import_peft
 from llama_scale.convert.peft import export_peft
-from llama_scale.convert.reference import brings_code, load_text_tokenizer
+from llama_scale.convert.reference import load_text_tokenizer
 from llama_scale.convert.shards import Layout
 from llama_scale.convert.weights import Weights
 from llama_scale.errors import ConvertError, LaunchError
@@ -112,19 +112,19 @@ def test_the_tokenizer_of_a_mixture_loads_without_a_question(tmp_path, base, mon
         raise AssertionError("transformers asks whether to run the code")
 
     monkeypatch.setattr("builtins.input", asked)
-    assert brings_code(tmp_path / "mix")
-    assert load_text_tokenizer(tmp_path / "mix", own_code=True)("a word")["input_ids"]
+    assert load_text_tokenizer(tmp_path / "mix")("a word")["input_ids"]
 
 
 def test_only_what_a_folder_has_can_be_chosen(tmp_path, base):
     export_mixture(adapter_checkpoint(tmp_path / "ck", base=base / "ck", extensions=record(LORA)), tmp_path / "mix")
-    model = AssembledModel(tmp_path / "mix", trust_code=True)
+    model = AssembledModel(tmp_path / "mix")
     model.use("a0")
     with pytest.raises(LaunchError, match="mix: there is no adapter 'nobody'; there are: a0"):
         model.use("nobody")
     with pytest.raises(LaunchError, match="mix has no mixture; choose one of its adapters"):
         model.use("mixture")
-    with pytest.raises(LaunchError, match=r"mixing.py, .*; look at it and say --trust-remote-code"):
+    (tmp_path / "mix" / "mixing.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(LaunchError, match=r"code of its own: mixing\.py; look at it and say --trust-remote-code"):
         AssembledModel(tmp_path / "mix")
 
 

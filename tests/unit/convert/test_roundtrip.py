@@ -153,16 +153,22 @@ def test_config_keeps_scaling_ids_and_unknown_keys(tmp_path, scaling_key):
 
 def test_tokenizer_files_come_back(tmp_path):
     source = Tiny().write(tmp_path / "hf")
-    definition = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<e>"}]}
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    definition = {
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
+        "added_tokens": [{"id": 2, "content": "<e>", **added}],
+    }
     (source / "tokenizer.json").write_text(json.dumps(definition))
-    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<e>", "bos_token": {"content": "a"}}))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<e>", "bos_token": {"__type": "AddedToken", "content": "a"}})
+    )
     (source / "chat_template.jinja").write_text("{{ messages }}")
     import_hf(source, tmp_path / "ck", layout=Layout())
     report = export_hf(tmp_path / "ck", tmp_path / "out")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (config["bos_token_id"], config["eos_token_id"]) == (0, 2)
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)  # as the origin's config has them
     assert report["tokenizer"] == str(tmp_path / "ck" / "hf")
 
 

@@ -13,11 +13,13 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.folders import find_checkpoint
 from llama_scale.convert.import_hf import import_hf
+from llama_scale.convert.origin import origin_of
 from llama_scale.convert.shards import Layout
-from llama_scale.convert.tokenizer import find_tokenizer, write_tokenizer
+from llama_scale.convert.tokenizer import write_tokenizer
 from llama_scale.errors import ConvertError
 from llama_scale.spec.load import dump_spec
 from llama_scale.spec.run import RunSpec
+from tests.task_tokenizer import write_tokenizer as write_small_tokenizer
 from tests.unit.convert.tiny import Tiny
 
 # Without control symbols: transformers reads <s> in a text as the symbol, SentencePiece as three characters.
@@ -153,16 +155,16 @@ def test_run_brings_its_tokenizer_and_its_ids(tmp_path):
 
 
 def test_warm_started_run_takes_the_tokenizer_of_its_start(tmp_path):
-    start = tmp_path / "start"
-    (start / "hf").mkdir(parents=True)
-    (start / "hf" / "tokenizer.json").write_text("{}")
-    run = make_run(tmp_path, model={"init_from": str(start)})
-    assert find_tokenizer(find_checkpoint(run), asked=None) == start / "hf"
+    source = Tiny(config={"vocab_size": 512}).write(tmp_path / "start-hf")
+    write_small_tokenizer(source)
+    import_hf(source, tmp_path / "start", layout=Layout())
+    run = make_run(tmp_path, model={"init_from": str(tmp_path / "start")})
+    assert origin_of(find_checkpoint(run)).tokenizer == tmp_path / "start" / "hf"
 
 
 def test_run_without_tokenizer_or_with_a_damaged_spec(tmp_path):
     run = make_run(tmp_path)
-    assert find_tokenizer(find_checkpoint(run), asked=None) is None
+    assert origin_of(find_checkpoint(run)).tokenizer is None
     (run / "spec.yaml").write_text("version: 2\n")
-    with pytest.raises(ConvertError, match=r"the tokenizer is not known, because .*spec\.yaml cannot be read"):
-        find_tokenizer(find_checkpoint(run), asked=None)
+    with pytest.raises(ConvertError, match=r"what came with the model is not known, because .*spec\.yaml cannot be"):
+        origin_of(find_checkpoint(run))

@@ -10,8 +10,10 @@ import pytest
 import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from llama_scale.cli.convert import app as convert_app
 from llama_scale.cli.eval import app as eval_app
 from llama_scale.cli.generate import app as generate_app
 from llama_scale.cli.search import app as search_app
@@ -124,6 +126,16 @@ def test_eval_says_what_is_wrong(folder, tmp_path):
     assert CliRunner().invoke(eval_app, [str(hf), "--split", "dev"]).exit_code == 2
 
 
+def test_eval_names_the_splits_that_have_examples(folder, tmp_path):
+    data = spec_data(folder)
+    shares = {"kind": "split_shares", "path": str(folder / "rows.jsonl"), "train": 50, "validation": 50, "test": 0}
+    data["tasks"][0]["options"]["data"] = shares
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(data))
+
+    message = "task sum: its test split has no examples; use --split train or validation"
+    fails(eval_app, message, folder / "hf", "--spec", tmp_path / "spec.yaml", "--task", "sum")
+
+
 @pytest.mark.parametrize("option", ["--task", "--with"])
 def test_eval_wants_each_task_and_model_once(folder, option):
     done = CliRunner().invoke(eval_app, [str(folder / "hf"), option, "sum", option, "sum"])
@@ -151,9 +163,19 @@ def test_a_folder_with_code_of_its_own_needs_consent(folder, tmp_path, monkeypat
         raise AssertionError("transformers asks whether to run the code")
 
     monkeypatch.setattr("builtins.input", asked)
-    consent = r"own.py); look at it and say --trust-remote-code"
+    consent = "own.py); look at it and say --trust-remote-code"
     fails(eval_app, consent, tmp_path / "hf", "--spec", folder / "spec.yaml")
     fails(generate_app, consent, tmp_path / "hf", "--prompt", "x")
+
+
+def test_every_command_that_loads_a_folder_asks_for_consent_in_the_same_words():
+    convert, search = get_command(convert_app).commands, get_command(search_app).commands
+    loading = [get_command(eval_app), get_command(generate_app), convert["verify"], search["index"], search["query"]]
+    options = [[o for o in command.params if o.name == "trust_remote_code"] for command in loading]
+    assert [len(found) for found in options] == [1] * 5
+    assert len({found[0].help for found in options}) == 1
+    others = [command for name, command in convert.items() if name != "verify"]
+    assert not any(o.name == "trust_remote_code" for command in others for o in command.params)
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
