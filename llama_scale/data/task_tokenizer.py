@@ -11,6 +11,7 @@ from typing import Any
 from llama_scale.data.chat import ChatTemplate, Message
 from llama_scale.data.chat_keys import WrittenKeys
 from llama_scale.data.chat_turns import RenderedChat, TurnFinder
+from llama_scale.data.sentencepiece_folder import bare_sentencepiece, special_names
 from llama_scale.data.tokenizer import Offsets, Tokenizer, load_tokenizer
 from llama_scale.errors import DataError
 
@@ -26,6 +27,21 @@ def starts_texts(examples: Path) -> bool:
     """
     records = [json.loads(path.read_text(encoding="utf-8")) for path in examples.glob("*/*/record.json")]
     return all(record.get("starts_texts", False) for record in records)
+
+
+def chat_template_of(tokenizer: Path) -> ChatTemplate:
+    """Return the chat template of a tokenizer without loading the tokenizer itself.
+
+    Args:
+        tokenizer: As ``TaskTokenizer`` takes it.
+
+    Raises:
+        DataError: There is no template, or it or the tokenizer is damaged.
+    """
+    model = tokenizer / "tokenizer.model" if tokenizer.is_dir() and bare_sentencepiece(tokenizer) else tokenizer
+    if model.is_dir() or model.suffix == ".json":
+        return ChatTemplate(model if model.is_dir() else model.parent)
+    return ChatTemplate(model.parent, special_tokens=special_names(model))
 
 
 class TaskTokenizer:
