@@ -1,5 +1,6 @@
 # `make` lists the targets. Everything runs from .venv, which `make setup` makes.
-# PYTHON is the interpreter of a new .venv (3.11); VENV another folder for it.
+# PYTHON is the interpreter of a new .venv (3.11), PYTHON312 that of .venv-py312; VENV another folder for .venv.
+# TORCH_INDEX is the index that torch alone is taken from: https://download.pytorch.org/whl/cpu has the CPU build.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,7 +9,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 VENV_PY312 ?= .venv-py312
-TORCH ?= torch==2.13.0
+TORCH ?= torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PYTEST := $(VENV)/bin/python -m pytest
 BIN := $(VENV)/bin
 
@@ -21,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## make .venv with everything for training and tests (Python 3.11, CPU build of torch)
+setup: $(VENV)/.installed ## make .venv with everything for training and tests (Python 3.11; TORCH_INDEX: the head of this file)
 
 # torch first, by itself: DeepSpeed's build asks for it. DS_BUILD_OPS=0: its kernels are compiled when they are used.
 $(VENV)/.installed: pyproject.toml .ci/find-python
@@ -70,7 +71,7 @@ test-py312: $(VENV_PY312)/.installed ## the engine tests on Python 3.12 with meg
 
 $(VENV_PY312)/.installed: pyproject.toml .ci/find-python
 	@if ! $(VENV_PY312)/bin/python -m pip --version >/dev/null 2>&1; then \
-	    python=$$(PYTHON="$(PYTHON312)" .ci/find-python 3.12) && "$$python" -m venv --clear $(VENV_PY312); \
+	    python=$$(PYTHON="$(PYTHON312)" .ci/find-python 3.12 PYTHON312 "make test-py312") && "$$python" -m venv --clear $(VENV_PY312); \
 	fi
 	$(VENV_PY312)/bin/python -m pip install -q $(TORCH)
 	DS_BUILD_OPS=0 $(VENV_PY312)/bin/python -m pip install -q -e '.[train,dev]'

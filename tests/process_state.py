@@ -34,9 +34,9 @@ _SCHEDULERS = ("SLURM_", "SBATCH_", "OMPI_", "PMI_", "PMIX_")
 
 _OWN = {"environment PYTEST_CURRENT_TEST"}
 _BY_IMPORTS = {
-    # DeepSpeed by train/deepspeed_import.py, accelerate, and what scikit-learn brings.
+    # DeepSpeed by train/deepspeed_import.py, accelerate, torch's compiler, and what scikit-learn brings.
     *("environment DS_ACCELERATOR", "environment TORCHDYNAMO_DISABLE", "environment PYTORCH_NVML_BASED_CUDA_CHECK"),
-    *("environment KMP_DUPLICATE_LIB_OK", "environment KMP_INIT_AT_FORK"),
+    *("environment KMP_DUPLICATE_LIB_OK", "environment KMP_INIT_AT_FORK", "environment TORCHINDUCTOR_CACHE_DIR"),
     "torch",
 }
 """What appears when a library is imported for the first time; it must not change afterwards."""
@@ -46,7 +46,7 @@ _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 def forget_surroundings() -> None:
-    """Remove from the environment what would make tests depend on the shell, terminal or job that they run in.
+    """Replace what would make tests depend on the shell, terminal or job that they run in.
 
     Modelling code of exported folders, which transformers copies before it runs it, goes to a folder of this process
     instead of the user's cache.
@@ -57,6 +57,7 @@ def forget_surroundings() -> None:
     modules = tempfile.mkdtemp(prefix="llama-scale-test-modules-")
     atexit.register(shutil.rmtree, modules, ignore_errors=True)
     os.environ |= {"TERM": "dumb", "HF_MODULES_CACHE": modules}
+    os.umask(0o022)
     sys.dont_write_bytecode = False
 
 

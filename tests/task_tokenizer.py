@@ -30,7 +30,13 @@ def write_tokenizer(
 ) -> Path:
     """Write tokenizer.json and tokenizer_config.json into ``folder`` and return it; special tokens come first.
 
-    Where there is a ``bos``, the tokenizer's post-processor puts it before every text, as LLaMA 3's does.
+    Args:
+        folder: Folder, new or not.
+        vocab_size: Tokens in all.
+        template: The chat template.
+        special: Control tokens.
+        eos: The one of them that ends a text.
+        bos: A token that the tokenizer's post-processor puts before every text, as LLaMA 3's does.
     """
     texts = list(find_source([str(data_dir("configs") / "smoke" / "sample.jsonl.gz")]).documents())[:200]
     made = Tokenizer(models.BPE())

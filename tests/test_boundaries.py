@@ -53,7 +53,10 @@ HEAVY = {"torch", "numpy", "transformers", "deepspeed", "megatron", "safetensors
 HEAVY_PARTS = {"train", "checkpoint", "convert", "data", "evaluation"}
 # Single modules of other parts that hold tensors: the heavy side of plugins, and the built-in ones' (*_module.py).
 HEAVY_MODULES = {"extensions/adapter.py", "extensions/gate.py", "extensions/task.py"}
-LIGHT_MODULES = {"checkpoint/manifest.py", "checkpoint/pieces.py", "checkpoint/__init__.py", "convert/__init__.py"}
+LIGHT_MODULES = {
+    *("checkpoint/__init__.py", "checkpoint/bases.py", "checkpoint/manifest.py", "checkpoint/pieces.py"),
+    *("convert/__init__.py", "convert/start.py"),
+}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50

@@ -8,6 +8,7 @@ import pytest
 
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.resources import data_dir
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import load_spec
 from llama_scale.spec.profiles import load_profile
 
@@ -26,7 +27,7 @@ def test_specs_are_found() -> None:
 def test_spec_validates_and_plans(path: Path) -> None:
     spec = load_spec(path)
 
-    plan = make_plan(spec)
+    plan = make_plan(any_length(spec))
 
     assert plan.topology.world_size == spec.cluster.nodes * spec.cluster.devices_per_node
 

@@ -90,7 +90,8 @@ def finetuning(choices: FineTuning) -> Recipe:
     every = max(1, min(100, choices.steps // 5))
     return Recipe(
         data=_task_sections(choices),
-        train="train:\n  from: weights           # the folder's; scratch: random ones\n  steps: 30\n",
+        train="train:\n  from: weights           # the folder's; scratch: random ones\n"
+        f"  epochs: {EPOCHS}               # passes over the rows; or steps: N\n",
         optimizer=f"optimizer:\n  lr: {rate}\n  weight_decay: 0\n"
         f"schedule:\n  kind: cosine\n  warmup_steps: {max(1, min(100, choices.steps * 3 // 100))}\n",
         saving=f"checkpoint:\n  every_steps: {every}\n  keep_last: 2\n"

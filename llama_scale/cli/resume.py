@@ -18,7 +18,7 @@ from llama_scale.launchers.processes import list_marked
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.runs.find import find_run
 from llama_scale.runs.folder import RUN_VARIABLE, RunFolder
-from llama_scale.runs.length import counted
+from llama_scale.runs.length import counted, examples_folder
 from llama_scale.runs.lock import RunLock
 from llama_scale.runs.preflight import check_inputs
 from llama_scale.runs.resume_plan import ResumePlan, decide_resume
@@ -120,7 +120,8 @@ def _continue(run: RunFolder, overrides: list[str]) -> _Continuation:
         refusal = ResumePlan(kind="refuse", checkpoint=name, step=0, steps=plan.steps, reasons=(str(error),))
         return _Continuation(spec=spec, plan=plan, decision=refusal, notes=notes)
     done = (0, 0) if manifest is None else (manifest.step, manifest.samples)
-    spec = counted(spec, examples=run.examples, tell=say, step=done[0], samples=done[1])
+    with examples_folder(spec) as examples:
+        spec = counted(spec, examples=examples, known=run.examples, tell=say, step=done[0], samples=done[1])
     plan = make_plan(spec)
     decision = decide_resume(
         manifest, checkpoint=newest.name if newest else None, old=load_run_spec(run.spec), new=spec, plan=plan

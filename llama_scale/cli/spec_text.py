@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from llama_scale.cli.recipes import Recipe
 from llama_scale.plan.run_plan import make_plan
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import check_text
 from llama_scale.spec.model import ModelShape
 from llama_scale.spec.profiles import Profile
@@ -145,7 +146,7 @@ def _fits(choice: Choice) -> bool:
     if loaded.spec is None:
         return False
     limit = choice.profile.memory_gb * 1e9 * MEMORY_SHARE
-    return max(stage.total for stage in make_plan(loaded.spec).memory) <= limit
+    return max(stage.total for stage in make_plan(any_length(loaded.spec)).memory) <= limit
 
 
 def render_spec(choice: Choice) -> str:

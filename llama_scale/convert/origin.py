@@ -38,7 +38,8 @@ _RECORD = "line.json"
 """What the other files of a kept origin do not say: the stop tokens that training added, and what is missing."""
 _SENTENCEPIECE = "sentencepiece.model"
 """A SentencePiece model that a spec names; a folder's tokenizer.model has settings of transformers beside it."""
-_SETTINGS = "tokenizer_config.json"
+_BESIDE_SENTENCEPIECE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Settings in the folder of a SentencePiece model, which belong to it."""
 _SILENT_TASKS = ("qa_extractive", "semantic_search")
 """Built-in kinds of tasks that write nothing."""
 
@@ -126,8 +127,9 @@ def write_origin(origin: Origin, folder: Path) -> None:
     elif tokenizer is not None:
         shutil.copyfile(tokenizer, folder / _SENTENCEPIECE)
         copy_templates(tokenizer.parent, folder)
-        if (tokenizer.parent / _SETTINGS).is_file():
-            shutil.copyfile(tokenizer.parent / _SETTINGS, folder / _SETTINGS)
+        for name in _BESIDE_SENTENCEPIECE:
+            if (tokenizer.parent / name).is_file():
+                shutil.copyfile(tokenizer.parent / name, folder / name)
     for name, config in ((CONFIG, origin.config), (GENERATION_CONFIG, origin.generation_config)):
         if config is not None:
             write_json(folder / name, config)
@@ -147,13 +149,25 @@ def _of_checkpoint(
     found = _of_folder(checkpoint / ORIGIN)
     if found is None:
         run = run_of(checkpoint)
-        spec = None if run is None else _spec_of(run)
+        spec, fault = (None, None) if run is None else _spec_of(run, is_start=is_start)
         found = _of_start(_starts(run, spec, manifest, base=base), behind=(*behind, checkpoint.resolve()))
+        found = replace(found, missing=found.missing or fault)
         if spec is not None and asked is None:
             found = _with_own_tokenizer(found, spec, is_start=is_start)
     if asked is not None:
         found = replace(found, tokenizer=asked)
     return _trained(found, () if manifest.extensions is None else manifest.extensions.tasks)
+
+
+def _spec_of(run: Path, *, is_start: bool) -> tuple[RunSpec | None, str | None]:
+    """Return a run's spec, or what is wrong with it where the run is only what another started from."""
+    path = run / "spec.yaml"
+    try:
+        return load_run_spec(path), None
+    except SpecError as error:
+        if is_start:
+            return None, f"{path} ({error})"
+        raise ConvertError(f"what came with the model is not known, because {path} cannot be read: {error}") from error
 
 
 def _with_own_tokenizer(found: Origin, spec: RunSpec, *, is_start: bool) -> Origin:
@@ -191,14 +205,6 @@ def _of_folder(folder: Path) -> Origin | None:
     if tokenizer is not None:
         found = found.and_stops([_end_of_text(tokenizer)])
     return found.and_stops((kept or {}).get("stop_ids", ()))
-
-
-def _spec_of(run: Path) -> RunSpec:
-    path = run / "spec.yaml"
-    try:
-        return load_run_spec(path)
-    except SpecError as error:
-        raise ConvertError(f"what came with the model is not known, because {path} cannot be read: {error}") from error
 
 
 def _starts(run: Path | None, spec: RunSpec | None, manifest: Manifest, *, base: Path | None) -> Iterator[Path]:

@@ -68,7 +68,7 @@ def run_suite(request: CheckRequest) -> list[Check]:
     with tempfile.TemporaryDirectory(prefix="llama-scale-check-") as name:
         folder = Path(name)
         (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
-        command = [sys.executable, "-m", SUITE, str(folder / "request.json"), str(folder / "checks.json")]
+        command = [sys.executable, "-P", "-m", SUITE, str(folder / "request.json"), str(folder / "checks.json")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
         try:

@@ -160,7 +160,8 @@ class HeadContext(Protocol):
         """Join ``[R, ...]`` of all data parallel replicas to ``[R_0 + R_1 + ..., ...]``, with gradient.
 
         R is the number of this task's rows; it differs between replicas and may be 0: ``Task.loss`` is called on every
-        replica as soon as one of them has rows in this micro-batch slot, and all of them must call this alike.
+        replica as soon as one of them has rows in this micro-batch slot, and all of them must call this alike. In
+        validation ``Task.loss`` is given groups of rows, the same on every layout, and this returns ``x``.
         """
         ...
 

@@ -35,13 +35,16 @@ class Source:
     weight: float
 
 
-def counted(spec: RunSpec, *, examples: Path, tell: Tell, step: int = 0, samples: int = 0) -> RunSpec:
+def counted(
+    spec: RunSpec, *, examples: Path, tell: Tell, known: Path | None = None, step: int = 0, samples: int = 0
+) -> RunSpec:
     """Return a spec with steps in place of epochs; one without epochs as it is.
 
     Args:
         spec: Resolved spec.
-        examples: Folder of the features of tasks: read, or written where they are missing.
+        examples: Folder that gets the features of tasks.
         tell: Is told what the length follows from.
+        known: Folder of features that are made already.
         step: Steps done already,
         samples: and the rows that they have read.
 
@@ -53,7 +56,7 @@ def counted(spec: RunSpec, *, examples: Path, tell: Tell, step: int = 0, samples
     if epochs is None:
         return spec
     try:
-        sources = _count_tasks(spec, examples) if spec.data.kind == "tasks" else _count_blend(spec)
+        sources = _count_tasks(spec, examples, known) if spec.data.kind == "tasks" else _count_blend(spec)
     except LlamaScaleError as error:
         raise LaunchError(
             f"train.epochs={epochs:g} needs the number of training rows, and they cannot be counted here: {error}. "
@@ -130,7 +133,7 @@ def _count_blend(spec: RunSpec) -> list[Source]:
     return sources
 
 
-def _count_tasks(spec: RunSpec, examples: Path) -> list[Source]:
+def _count_tasks(spec: RunSpec, examples: Path, known: Path | None) -> list[Source]:
     """Ask a process of its own, for plugins bring torch."""
     fault = missing_message("counting the rows of tasks needs", "torch", "numpy")
     if fault:
@@ -139,6 +142,7 @@ def _count_tasks(spec: RunSpec, examples: Path) -> list[Source]:
         file = Path(folder) / "spec.yaml"
         file.write_text(dump_spec(spec), encoding="utf-8")
         command = [sys.executable, "-m", "llama_scale.train.count_rows", str(file), "--examples", str(examples)]
+        command += [] if known is None else ["--known", str(known)]
         # What it logs, and the traceback of a broken plugin, are the user's to read.
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     try:

@@ -44,7 +44,10 @@ def check_inputs(
 def _packages(spec: RunSpec) -> Iterator[str]:
     if getattr(spec.launcher, "container", None) is not None:  # the image has them; the light install does here
         return
-    fault = missing_message("the workers need", "torch", "megatron", "safetensors", "numpy")
+    needed = ["torch", "megatron", "safetensors", "numpy"]
+    if spec.model.init_from is not None and is_hf_folder(Path(spec.model.init_from)):
+        needed.append("transformers")  # what is imported is proven against it
+    fault = missing_message("the workers need", *needed)
     if fault:
         yield fault
 

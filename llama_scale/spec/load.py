@@ -154,7 +154,8 @@ def _check(root: Node, context: PathContext, *, stored: bool) -> tuple[RunSpec |
         RunSpec.model_fields,
         resolve_model=resolve_model,
         read_hostfile=lambda path: Path(path).read_text(encoding="utf-8"),
-        written=lambda key: _written(data, key, context),
+        # A run's spec has the name already; one of version 0.1 does not say how its user wrote the path.
+        written=lambda key: None if stored else _written(data, key, context),
     )
     filled = fill_options(resolution.sections, context=context)
     view = View(**filled.sections)

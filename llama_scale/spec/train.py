@@ -38,7 +38,9 @@ class Validation(Section):
     """Validation loss during training, on the validation split."""
 
     every_steps: PositiveInt = Field(description="Steps between evaluations.")
-    batches: PositiveInt = Field(10, description="Global batches per evaluation.")
+    batches: PositiveInt = Field(
+        10, description="Most rows of an evaluation, in global batches (of each task); no row is counted twice."
+    )
 
 
 class Restart(Section):

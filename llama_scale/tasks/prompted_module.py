@@ -42,7 +42,7 @@ class PromptedTask(Task):
 
     def encode(self, example: Example) -> Sequence[Feature]:
         """See ``Task.encode``."""
-        answer = self._answer_ids(example)
+        answer = self._answer_ids(example, self.template_of(self.values(example)))
         if not self._fits(answer, example):
             return []
         prompt, cut = self.prompt_ids(example, room=self.context.seq_length - len(answer))
@@ -117,17 +117,16 @@ class PromptedTask(Task):
             return text
         return self.context.tokenizer.chat([{"role": "user", "content": text}], add_generation_prompt=True)
 
-    def _answer_ids(self, example: Example) -> list[int]:
+    def _answer_ids(self, example: Example, template: str) -> list[int]:
         """Return the ids of the answer and of the EOS behind it."""
-        values = self.values(example)
         answer = self.references(example)[0].strip()
         tokenizer = self.context.tokenizer
         if self.options.chat:
             ids = tokenizer.encode_after(*self._turn(answer))
         else:
             # The template's last character decides whether a space parts prompt and answer.
-            text = answer if self.template_of(values)[-1].isspace() else f" {answer}"
-            ids = tokenizer.encode_after(self._prompt_text(values), text)
+            text = answer if template[-1].isspace() else f" {answer}"
+            ids = tokenizer.encode_after(self._prompt_text(self.values(example)), text)
         # A chat template may put a line end behind the EOS that ends a turn.
         end = len(ids) - 1 - ids[::-1].index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
         return [*ids[:end], tokenizer.eos_id]
@@ -156,12 +155,13 @@ class PromptedTask(Task):
         except DataError as error:
             raise DataError(f"{error}; or use chat: false") from error
         start = found.spans[0][0] if found.spans else 0
-        if found.text[:start] != self.context.tokenizer.chat(both[:1], add_generation_prompt=True):
+        head = self.context.tokenizer.chat(both[:1], add_generation_prompt=True)
+        if found.text[:start] != head:
             raise DataError(
                 "the part of an answer that the chat template marks with {% generation %} does not begin where the "
                 "prompt for it ends; let it begin there, or use chat: false"
             )
-        return found.text[:start], found.text[start:]
+        return head, found.text[start:]
 
 
 def _cut(text: str, offsets: Sequence[tuple[int, int]], keep: int, *, left: bool) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from llama_scale.data.chat_keys import WrittenKeys
-from llama_scale.data.chat_turns import writes_an_end
+from llama_scale.data.chat_turns import TurnFinder, writes_an_end
 from llama_scale.data.examples import check_example
 from llama_scale.data.task_tokenizer import chat_template_of
 from llama_scale.errors import DataError
@@ -105,13 +105,15 @@ class SftOptions(FileTaskOptions):
         return read_conversation(example, self)
 
     def first_rows_check(self, tokenizer: Path) -> Callable[[Example], None] | None:
-        """See ``FileTaskOptions.first_rows_check``: the chat template must write all that a row holds."""
-        written = WrittenKeys(chat_template_of(tokenizer))
+        """See ``FileTaskOptions.first_rows_check``: the template must write all of a row, and show its answers."""
+        template = chat_template_of(tokenizer)
+        written, finder = WrittenKeys(template), TurnFinder(template)
 
         def check(example: Example) -> None:
             found = self.conversation(example)
             try:
                 written.check(found.messages, tools=found.tools, options=found.options)
+                finder.find(found.messages, turns=found.trained, tools=found.tools, options=found.options)
             except DataError as error:
                 raise DataError(f"{example.where}: {error}") from error
 

@@ -24,6 +24,10 @@ _SHAREGPT = {
 """Who speaks in sharegpt rows, as LLaMA-Factory and axolotl read them."""
 
 
+_WEIGHTS = ("weight", "train", "training", "trainable", "loss", "loss_weight")
+"""Keys of messages that say in other tools whether a turn is trained."""
+
+
 class MessageReader:
     """Gather the messages of one row.
 
@@ -129,6 +133,12 @@ class MessageReader:
             raise self._message_fault(
                 f"has {min(twice)!r} besides {role_key!r} and {content_key!r}; name it in the option ignore_fields"
             )
+        if weights := [name for name in _WEIGHTS if name in given]:
+            raise self._message_fault(
+                f"has {weights[0]!r}: {_shown(given[weights[0]])}, and weights are read from "
+                f"{self._options.weight_field!r}; set weight_field: {weights[0]}, or name it in the option "
+                "ignore_fields"
+            )
         if role == _FUNCTION_CALL:
             return {"role": "assistant", "content": "", "tool_calls": self._function_calls(content), **given}
         message: dict[str, Any] = {"role": role}
@@ -145,9 +155,10 @@ class MessageReader:
         known: Mapping[str, str] = {role: role for role in _AS_WRITTEN} if key == "role" else _SHAREGPT
         known = {**known, **self._options.roles}
         if not isinstance(value, str) or value not in known:
+            name = value if isinstance(value, str) else "bot"
             raise self._message_fault(
                 f"has {key!r}: {_shown(value)}, which is no known role ({', '.join(known)}); say what it stands for in "
-                f"the option roles, e.g. roles: {{{value if isinstance(value, str) else 'bot'}: assistant}}"
+                f"the option roles, e.g. roles: {{{name}: {_SHAREGPT.get(name, 'assistant')}}}"
             )
         return known[value]
 

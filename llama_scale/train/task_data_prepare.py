@@ -46,7 +46,7 @@ def prepared_splits(
     """
     found = []
     for task in tasks:
-        place = folder / f"{task.name}-{_digest(spec, task)}" / split
+        place = features_folder(folder, spec, task, split)
         if prepares and not place.exists():
             record = _prepare(spec, task, split, place)
             logger.info("task %s, %s: %s", task.name, split, record.text(spec.data.seq_length))
@@ -56,6 +56,11 @@ def prepared_splits(
             time.sleep(_POLL_S)
         found.append(PreparedSplit(place))
     return found
+
+
+def features_folder(folder: Path, spec: RunSpec, task: RunTask, split: SplitName) -> Path:
+    """Return where the features of a task's split lie in a folder of examples, or will lie."""
+    return folder / f"{task.name}-{_digest(spec, task)}" / split
 
 
 def _digest(spec: RunSpec, task: RunTask) -> str:

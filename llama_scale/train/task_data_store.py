@@ -33,9 +33,9 @@ class Record:
         cut: Features that had tokens left out.
         cut_tokens: Those tokens.
         dropped: Examples that gave no feature.
+        starts_texts: Whether texts begin with what the tokenizer puts before them; those of version 0.1 do not.
         unread: Names of fields that rows have and the task does not read.
         notes: What else a user must know; sentences.
-        starts_texts: Whether texts begin with what the tokenizer puts before them; those of version 0.1 do not.
     """
 
     examples: int
@@ -45,9 +45,9 @@ class Record:
     cut: int
     cut_tokens: int
     dropped: int
+    starts_texts: bool = False
     unread: Sequence[str] = ()
     notes: Sequence[str] = ()
-    starts_texts: bool = True
 
     def text(self, seq_length: int) -> str:
         """Return a line for the log."""
@@ -162,9 +162,9 @@ class FeatureWriter:
             cut=self._cut,
             cut_tokens=self._cut_tokens,
             dropped=self._dropped,
+            starts_texts=self._starts_texts,
             unread=sorted(unread),
             notes=list(notes),
-            starts_texts=self._starts_texts,
         )
         (self._folder / "record.json").write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
         return record

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import GenerationConfig
 
 from llama_scale.checkpoint.manifest import load_manifest
 from llama_scale.convert.deepspeed_folder import (
@@ -18,6 +20,7 @@ from llama_scale.convert.deepspeed_folder import (
 )
 from llama_scale.errors import ConvertError
 from llama_scale.spec.load import dump_spec
+from llama_scale.spec.tokenizer import HfTokenizer
 from llama_scale.train.checkpointing import Position
 from llama_scale.train.deepspeed_import import quiet
 from tests.engines.harness import run_ranks
@@ -75,7 +78,12 @@ def test_folder_of_deepspeed_holds_the_same_weights(tmp_path: Path, name: str) -
 
 
 def check_command(case: Case, root: Path) -> None:
-    (root / "spec.yaml").write_text(dump_spec(case.spec()))
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<e>": 1}, unk_token="a"))
+    (root / "tokenizer").mkdir()
+    tokenizer.save(str(root / "tokenizer" / "tokenizer.json"))
+    (root / "tokenizer" / "tokenizer_config.json").write_text('{"eos_token": "<e>"}')
+    named = HfTokenizer(kind="hf", path=str(root / "tokenizer"))
+    (root / "spec.yaml").write_text(dump_spec(case.spec().model_copy(update={"tokenizer": named})))
     arguments = ("convert", "import", "--from", root / "deepspeed", "--to", root / "by-command")
 
     refused = run_cli(*arguments)
@@ -93,6 +101,8 @@ def check_command(case: Case, root: Path) -> None:
     assert load_manifest(root / "by-command").parameter_digest == load_manifest(root / "imported").parameter_digest
     done = run_cli("convert", "export", "--from", root / "by-command", "--to", root / "hf", "--no-verify")
     assert done.returncode == 0, done.stderr
+    assert GenerationConfig.from_pretrained(root / "hf").eos_token_id == 1  # of the spec's tokenizer, which is there
+    assert (root / "hf" / "tokenizer.json").is_file()
 
 
 def check_faults(case: Case, root: Path) -> None:

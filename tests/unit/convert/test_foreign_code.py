@@ -86,10 +86,13 @@ def test_planted_code_runs_with_consent_alone(made, tmp_path, kind):
     assert "brings code of its own: " in said and "; look at it and say --trust-remote-code" in said
     assert not marker.exists()
 
-    if name != "another repository":  # which would be fetched
-        # The code is live: this is what the folder does where it is trusted.
+    # The code is live: this is what the folder does where it is trusted.
+    if name == "the tokenizer":
+        with pytest.raises(ConvertError, match="cannot load the tokenizer"):  # the planted file has no such class
+            load_text_tokenizer(tmp_path / "hf", trust_code=True)
+    elif name != "another repository":  # which would be fetched
         CliRunner().invoke(generate_app, [str(tmp_path / "hf"), *PROMPT, "--trust-remote-code"])
-        assert marker.exists()
+    assert marker.exists() == (name != "another repository")
 
 
 def test_files_that_nothing_runs_are_no_code(made, tmp_path):

@@ -67,7 +67,7 @@ def test_stop_tokens_of_a_run_are_the_union(tmp_path, case):
 
 
 def test_settings_survive_every_form_of_export(tmp_path):
-    tokens = {"bos_token_id": START, "eos_token_id": [TEXT_END, OTHER], "pad_token_id": 7}
+    tokens = {"bos_token_id": START, "eos_token_id": [OTHER, TEXT_END], "pad_token_id": 7}
     ck = imported(tmp_path, config=EXTRA | tokens, generation=GENERATION | tokens | {"pad_token_id": 8})
     task = {"name": "find", "kind": "semantic_search", "options": {"data": CHAT["options"]["data"]}}
     record_ = record(LORA, tasks=(CHAT, task))
@@ -81,7 +81,7 @@ def test_settings_survive_every_form_of_export(tmp_path):
 
     source = tmp_path / "source"
     for form in ("hf", "merged", "mixture", "embeddings"):
-        assert stops_of(tmp_path / form) == [TEXT_END, OTHER, TURN_END], form
+        assert stops_of(tmp_path / form) == [OTHER, TEXT_END, TURN_END], form
         assert settings_of(tmp_path / form) == settings_of(source), form
         config = read(tmp_path / form, "config.json")
         kept = {k: v for k, v in EXTRA.items() if k != "_name_or_path"}

@@ -73,6 +73,18 @@ def test_a_start_that_is_gone_is_named(tmp_path):
     assert str(origin_of(run).missing).startswith(f"{ck} (")
 
 
+def test_a_damaged_spec_of_a_start_hides_no_more_than_its_own_tokenizer(tmp_path):
+    ck = imported(tmp_path, generation=GENERATION | {"eos_token_id": [9]})
+    first = make_run(tmp_path / "first", ck, init_from=ck, tokenizer=tmp_path / "source", tasks=(CHAT,))
+    keep_with(tmp_path / "first", made_of=ck)
+    second = make_run(tmp_path / "second", first, init_from=first)
+    (tmp_path / "first" / "spec.yaml").write_text("version: 2\n")
+    report = export_hf(second, tmp_path / "out")
+    assert report["origin_missing"].startswith(f"{tmp_path}/first/spec.yaml (")
+    assert stops_of(tmp_path / "out") == [9, TEXT_END, TURN_END]
+    assert settings_of(tmp_path / "out") == settings_of(tmp_path / "source")
+
+
 def test_a_run_that_started_from_itself_ends(tmp_path):
     ck = imported(tmp_path)
     run = make_run(tmp_path / "run", ck, init_from=tmp_path / "run")

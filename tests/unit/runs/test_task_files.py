@@ -138,6 +138,14 @@ def test_what_the_chat_template_passes_over_is_found_before_anything_starts(tmp_
     check_inputs(spec(tmp_path, chat_task(path, ignore_fields=["lang"])))
 
 
+def test_answers_that_the_template_does_not_show_are_found_before_anything_starts(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer", template="{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+    path = write(tmp_path / "a.jsonl", {"prompt": "Hi", "response": "Hello"})
+
+    with pytest.raises(LaunchError, match=r"a\.jsonl:1: .* ignores add_generation_prompt .* writes '\[assistant\]'"):
+        check_inputs(spec(tmp_path, chat_task(path)))
+
+
 def test_rows_after_the_first_are_left_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_files, "FIRST_ROWS", 1)
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

@@ -228,3 +228,12 @@ def test_table_is_aligned_and_cut() -> None:
     assert lines[1].split() == ["a.b", "1", "2"]
     assert lines[2].endswith("local      because")
     assert len(show("y" * 100)) == 18
+
+
+def test_weights_are_drawn_from_the_seed_and_that_is_said() -> None:
+    model = {"kind": "preset", "name": "llama-3.1-8b", "init_from": "/models/llama", "base_name": "org/llama"}
+    spec = checked(document(model=model, adapters=[{"name": "a", "kind": "lora"}]))
+    small, changes = shrink(spec, Inputs(blend=["/x"], blend_why=["made"]))
+    assert (small.train.from_, small.model.init_from, small.model.base_name) == ("scratch", None, None)
+    why = {change.field: change.why for change in changes}
+    assert why["train.from"] == why["model.init_from"] == "drawn from the seed"

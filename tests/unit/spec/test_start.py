@@ -193,6 +193,7 @@ def test_a_spec_that_version_0_1_stored_is_read_as_it_trained(place: Path) -> No
     path.write_text(yaml.safe_dump(old))
     found = load_run_spec(path)
     assert (found.train.from_, found.model.init_from) == ("weights", "/gone/checkpoint")
+    assert found.model.base_name is None  # how the path was written is not known, and no other one is exported
 
 
 def test_a_stored_spec_is_good_when_its_folder_is_not_any_more(place: Path) -> None:
