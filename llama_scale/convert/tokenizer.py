@@ -9,19 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama_scale.convert.folders import copy_small_files, has_tokenizer, read_json, write_json
-from llama_scale.data.sentencepiece_folder import bare_sentencepiece, read_sentencepiece
+from llama_scale.data.sentencepiece_folder import NOT_EXPORTED, bare_sentencepiece, read_sentencepiece
 from llama_scale.errors import ConvertError, DataError
 from llama_scale.spec.hf_tokenizer import largest_token, read_special_tokens, token_ids
 
 _SETTINGS = "tokenizer_config.json"
-_NOT_EXPORTED = ("auto_map", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file")
 
 
 def write_tokenizer(source: Path, folder: Path, *, vocab_size: int) -> dict[str, int | None]:
     """Write a tokenizer into a Hugging Face folder.
 
     Args:
-        source: SentencePiece model, or folder with a Hugging Face tokenizer.
+        source: SentencePiece model, or folder with a tokenizer.
         folder: Folder to write to.
         vocab_size: Rows of the model's embedding; every id must be below it.
 
@@ -31,10 +30,14 @@ def write_tokenizer(source: Path, folder: Path, *, vocab_size: int) -> dict[str,
     Raises:
         ConvertError: It is damaged, does not fit the model, or cannot be converted with equal ids.
     """
-    if source.is_dir() and not bare_sentencepiece(source):
-        return _copy_folder(source, folder, vocab_size=vocab_size)
-    source = source / "tokenizer.model" if source.is_dir() else source
-    return _convert_sentencepiece(source, folder, vocab_size=vocab_size)
+    try:
+        if source.is_dir() and not bare_sentencepiece(source):
+            return _copy_folder(source, folder, vocab_size=vocab_size)
+        read_sentencepiece(source / "tokenizer.model" if source.is_dir() else source).write(folder)
+    except DataError as error:
+        raise ConvertError(str(error)) from error
+    found = _token_ids(folder, source=source, vocab_size=vocab_size)
+    return {name: found.get(name) for name in ("bos", "eos", "pad")}
 
 
 def _copy_folder(source: Path, folder: Path, *, vocab_size: int) -> dict[str, int | None]:
@@ -50,7 +53,7 @@ def _copy_folder(source: Path, folder: Path, *, vocab_size: int) -> dict[str, in
 def _leave_out_of_settings(folder: Path) -> None:
     """Take out of tokenizer_config.json what names code, which is not exported, and paths of this machine."""
     settings = read_json(folder / _SETTINGS) or {}
-    kept = {key: value for key, value in settings.items() if key not in _NOT_EXPORTED}
+    kept = {key: value for key, value in settings.items() if key not in NOT_EXPORTED}
     if "auto_map" in settings and (folder / "tokenizer.json").is_file():
         kept["tokenizer_class"] = "PreTrainedTokenizerFast"  # training read tokenizer.json, not the class of that code
     if kept != settings:
@@ -66,7 +69,7 @@ def _token_ids(folder: Path, *, source: Path, vocab_size: int) -> dict[str, int 
     ids = token_ids(folder)
     if ids is None:
         return {}
-    largest = largest_token(folder)
+    largest = largest_token(folder, settings=False)
     if largest is not None and largest[1] >= vocab_size:
         raise ConvertError(
             f"the tokenizer {source} has the id {largest[1]} ({largest[0]!r}), but the model's vocab_size is "
@@ -74,12 +77,3 @@ def _token_ids(folder: Path, *, source: Path, vocab_size: int) -> dict[str, int 
         )
     named = read_special_tokens(folder).named
     return {name: ids[token] for name in ("bos", "eos", "pad") if (token := named.get(f"{name}_token")) in ids}
-
-
-def _convert_sentencepiece(source: Path, folder: Path, *, vocab_size: int) -> dict[str, int | None]:
-    try:
-        read_sentencepiece(source).write(folder)
-    except DataError as error:
-        raise ConvertError(str(error)) from error
-    found = _token_ids(folder, source=source, vocab_size=vocab_size)
-    return {name: found.get(name) for name in ("bos", "eos", "pad")}

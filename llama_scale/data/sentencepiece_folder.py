@@ -19,23 +19,12 @@ from llama_scale.data.sentencepiece_json import control_tokens, fast_tokenizer, 
 from llama_scale.errors import DataError
 from llama_scale.spec.hf_tokenizer import SpecialTokens, read_settings, read_special_tokens
 
-_OF_ANOTHER_CLASS = frozenset(
-    {
-        "added_tokens_decoder",
-        "add_prefix_space",
-        "auto_map",
-        "from_slow",
-        "legacy",
-        "name_or_path",
-        "sp_model_kwargs",
-        "special_tokens_map_file",
-        "tokenizer_class",
-        "tokenizer_file",
-        "use_default_system_prompt",
-        "use_fast",
-        "vocab_file",
-    }
-)
+NOT_EXPORTED = frozenset({"auto_map", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file"})
+"""Settings that name code, which is not exported, and paths of this machine."""
+_OF_ANOTHER_CLASS = NOT_EXPORTED | {
+    *("added_tokens_decoder", "add_prefix_space", "from_slow", "legacy", "sp_model_kwargs", "tokenizer_class"),
+    *("use_default_system_prompt", "use_fast"),
+}
 """Settings that say how another class builds its tokenizer; tokenizer.json says it here."""
 
 
@@ -105,7 +94,7 @@ def read_sentencepiece(model: Path) -> SentencePieceFolder:
         tokens = read_special_tokens(model.parent)
     except ValueError as error:
         raise DataError(f"{error}; it lies beside the tokenizer {model} and belongs to it") from error
-    named = _named(model, settings, tokens)
+    named = {**_own_names(model, settings), **tokens.named}
     _add_tokens(library, model, {*named.values(), *tokens.extra, *tokens.special}, tokens)
     _surround(library, model, named, settings)
     kept = {key: value for key, value in settings.items() if key not in _OF_ANOTHER_CLASS}
@@ -116,13 +105,25 @@ def read_sentencepiece(model: Path) -> SentencePieceFolder:
     return SentencePieceFolder(model=model, library=library, settings=kept, named=named)
 
 
-def _named(model: Path, settings: dict[str, Any], tokens: SpecialTokens) -> dict[str, str]:
-    """Return the special tokens by name: those of the settings, else the model's own; null in the settings: none."""
+def special_names(model: Path) -> dict[str, str]:
+    """Return key -> special token of a SentencePiece model with the settings beside it, without converting it.
+
+    Raises:
+        DataError: The model is damaged, or a file beside it is not JSON.
+    """
+    try:
+        settings = read_settings(model.parent / "tokenizer_config.json")
+        return {**_own_names(model, settings), **read_special_tokens(model.parent).named}
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _own_names(model: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the special tokens that a model names itself, but for those that the settings say are none."""
     original = load_sentencepiece(model)
     own = {f"{name}_token": getattr(original, f"{name}_id")() for name in ("bos", "eos", "pad", "unk")}
     unset = {key for key, value in settings.items() if value is None}
-    found = {key: original.id_to_piece(number) for key, number in own.items() if number >= 0 and key not in unset}
-    return {**found, **tokens.named}
+    return {key: original.id_to_piece(number) for key, number in own.items() if number >= 0 and key not in unset}
 
 
 def _add_tokens(made: Any, model: Path, special: set[str], tokens: SpecialTokens) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from llama_scale.data.chat import ChatTemplate, Message
 from llama_scale.data.chat_keys import WrittenKeys
 from llama_scale.data.chat_turns import RenderedChat, TurnFinder
+from llama_scale.data.sentencepiece_folder import bare_sentencepiece, special_names
 from llama_scale.data.tokenizer import Offsets, Tokenizer, load_tokenizer
 from llama_scale.errors import DataError
 
@@ -28,16 +29,33 @@ def starts_texts(examples: Path) -> bool:
     return all(record.get("starts_texts", False) for record in records)
 
 
+def chat_template_of(tokenizer: Path) -> ChatTemplate:
+    """Return the chat template of a tokenizer without loading the tokenizer itself.
+
+    Args:
+        tokenizer: As ``TaskTokenizer`` takes it.
+
+    Raises:
+        DataError: There is no template, or it or the tokenizer is damaged.
+    """
+    model = tokenizer / "tokenizer.model" if tokenizer.is_dir() and bare_sentencepiece(tokenizer) else tokenizer
+    if model.is_dir() or model.suffix == ".json":
+        return ChatTemplate(model if model.is_dir() else model.parent)
+    return ChatTemplate(model.parent, special_tokens=special_names(model))
+
+
 class TaskTokenizer:
     """Implements ``extensions.task.Tokenizer``; ranks that only compute losses never load it.
 
     Args:
         path: A SentencePiece model, a tokenizer.json, or a folder with one of them.
         starts_texts: Whether ``start_ids`` are the tokenizer's own; runs of version 0.1 trained without any.
+        trust_code: See ``load_tokenizer``.
     """
 
-    def __init__(self, path: Path, *, starts_texts: bool = True) -> None:
+    def __init__(self, path: Path, *, starts_texts: bool = True, trust_code: bool = False) -> None:
         self.path = path
+        self._trust_code = trust_code
         self._starts_texts = starts_texts
 
     @property
@@ -131,7 +149,7 @@ class TaskTokenizer:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.path, trust_code=self._trust_code)
 
     @cached_property
     def _written(self) -> WrittenKeys:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from llama_scale.data.sentencepiece_folder import bare_sentencepiece, read_sentencepiece
 from llama_scale.errors import DataError
-from llama_scale.spec.hf_tokenizer import read_special_tokens
+from llama_scale.spec.hf_tokenizer import has_token, read_settings, read_special_tokens
 
 Offsets = list[tuple[int, int]]
 """Characters ``[start, end)`` of a text that each token stands for."""
@@ -93,11 +93,12 @@ class Tokenizer:
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, *, trust_code: bool = False) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
         path: A SentencePiece model, a tokenizer.json, or a folder with one of tokenizer.json and tokenizer.model.
+        trust_code: Run the Python code that a folder names for its tokenizer; else tokenizer.json alone counts.
 
     Raises:
         DataError: There is none, it is damaged, it cannot be converted with equal ids, or its library is not installed.
@@ -107,12 +108,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
             return load_tokenizer(path / "tokenizer.model")
         for name in ("tokenizer.json", "tokenizer.model"):
             if (path / name).is_file():
-                return _load(path, file=path / name)
+                return _load(path, file=path / name, trust_code=trust_code)
         raise DataError(f"the tokenizer {path} holds neither tokenizer.json nor tokenizer.model; name a tokenizer")
     if not path.is_file():
         raise DataError(f"the tokenizer {path} does not exist; `llama-scale tokenizer train` makes one")
     if path.name == "tokenizer.json":
-        return _load(path.parent, file=path)
+        return _load(path.parent, file=path, trust_code=trust_code)
     if path.suffix == ".json":
         with tempfile.TemporaryDirectory(prefix="llama-scale-") as folder:
             shutil.copyfile(path, Path(folder) / "tokenizer.json")
@@ -122,13 +123,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return _tokenizer(found.library, splits_special=splits, named=found.named, file=path, kind="sentencepiece")
 
 
-def _load(folder: Path, *, file: Path) -> Tokenizer:
+def _load(folder: Path, *, file: Path, trust_code: bool = False) -> Tokenizer:
     try:
         read_special_tokens(folder)
+        brings_code = "auto_map" in read_settings(folder / "tokenizer_config.json")
     except ValueError as error:
         raise DataError(str(error)) from error
-    found = _through_transformers(folder, file=file)
+    found = _through_transformers(folder, file=file, brings_code=brings_code, trust_code=trust_code)
     named = {key: token for key, token in found.special_tokens_map.items() if isinstance(token, str)}
+    if "eos_token" in named and not has_token(folder, named["eos_token"]):
+        del named["eos_token"]  # transformers has just added it, and no model knows it
     splits = bool(getattr(found, "split_special_tokens", False))
     return _tokenizer(found.backend_tokenizer, splits_special=splits, named=named, file=file, kind="hf")
 
@@ -152,23 +156,21 @@ def _tokenizer(
     )
 
 
-def _through_transformers(folder: Path, *, file: Path) -> Any:
-    """Return a folder's tokenizer as ``AutoTokenizer`` makes it of an exported LLaMA's folder; no code of it runs."""
+def _through_transformers(folder: Path, *, file: Path, brings_code: bool, trust_code: bool) -> Any:
+    """Return a folder's tokenizer as ``AutoTokenizer`` makes it of an exported LLaMA's folder."""
     try:
-        from transformers import AutoTokenizer, LlamaConfig
+        from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
     except ImportError as error:
         raise DataError("transformers is not installed: pip install 'llama-scale[train]'") from error
     try:
-        found = AutoTokenizer.from_pretrained(
-            str(folder), config=LlamaConfig(), trust_remote_code=False, local_files_only=True
-        )
+        if brings_code and not trust_code:  # an export leaves the code out, and names this class
+            found = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        else:
+            found = AutoTokenizer.from_pretrained(
+                str(folder), config=LlamaConfig(), trust_remote_code=trust_code, local_files_only=True
+            )
     except Exception as error:  # whatever a damaged file makes the libraries raise
         reason = " ".join(str(error).split())
-        if "trust_remote_code" in reason:
-            raise DataError(
-                f"the tokenizer {file} names Python code of its own (auto_map in tokenizer_config.json), which is not "
-                "run here; remove auto_map if tokenizer.json says all, or use another tokenizer"
-            ) from error
         raise DataError(f"the tokenizer {file} is no Hugging Face tokenizer, or is damaged: {reason}") from error
     if not hasattr(found, "backend_tokenizer"):
         raise DataError(

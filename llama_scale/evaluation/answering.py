@@ -75,7 +75,7 @@ class Answering:
             ConvertError: There is none.
         """
         require_text_tokenizer(self.source.folder)
-        return TaskTokenizer(self.source.folder)
+        return TaskTokenizer(self.source.folder, trust_code=self.trust_code)
 
     def choose(self, who: str, *, task: str | None) -> str:
         """Let somebody answer from now on; returns the name.

@@ -89,7 +89,7 @@ def _tokenizer(spec: RunSpec, *, begins: bool) -> Iterator[str]:
         return
     assert isinstance(spec.model, InlineModel)
     try:
-        size = vocabulary_size(spec.tokenizer, converts=begins)
+        size = vocabulary_size(spec.tokenizer, begins=begins)
     except LaunchError as error:
         yield str(error)
         return
@@ -101,12 +101,13 @@ def _tokenizer(spec: RunSpec, *, begins: bool) -> Iterator[str]:
         )
 
 
-def vocabulary_size(tokenizer: Tokenizer, *, converts: bool = True) -> int:
+def vocabulary_size(tokenizer: Tokenizer, *, begins: bool = True) -> int:
     """Return one more than the largest token id of a tokenizer, added tokens included.
 
     Args:
         tokenizer: A spec's section.
-        converts: Convert a SentencePiece model, as training and export do; else only count its pieces.
+        begins: Whether a run begins with it: then what only tokenizer_config.json names counts, and a SentencePiece
+            model must be one that can be converted. A run that goes on began with it as it is.
 
     Raises:
         LaunchError: It is missing or cannot be read or converted, or the package that reads it is not installed.
@@ -115,25 +116,25 @@ def vocabulary_size(tokenizer: Tokenizer, *, converts: bool = True) -> int:
     if isinstance(tokenizer, SentencePieceTokenizer):
         if not path.is_file():
             raise LaunchError(f"tokenizer.path {path} does not exist; `llama-scale tokenizer train` writes one")
-        return _sentencepiece_size(path, converts=converts)
+        return _sentencepiece_size(path, begins=begins)
     file = path / "tokenizer.json"
     if not file.is_file():
         raise LaunchError(f"tokenizer.path {path} holds no tokenizer.json; name a Hugging Face tokenizer folder")
-    return _hf_size(file)
+    return _hf_size(file, begins=begins)
 
 
-def _sentencepiece_size(path: Path, *, converts: bool) -> int:
+def _sentencepiece_size(path: Path, *, begins: bool) -> int:
     if fault := missing_message(f"reading {path} needs", "sentencepiece", "tokenizers"):
         raise LaunchError(fault)
     from llama_scale.data.sentencepiece_folder import read_sentencepiece
     from llama_scale.data.sentencepiece_json import load_sentencepiece
 
-    if not converts:
+    if not begins:
         return int(load_sentencepiece(path).vocab_size())
     return int(max(read_sentencepiece(path).library.get_vocab(with_added_tokens=True).values())) + 1
 
 
-def _hf_size(file: Path) -> int:
+def _hf_size(file: Path, *, begins: bool) -> int:
     try:
         import tokenizers
     except ImportError as error:
@@ -142,7 +143,7 @@ def _hf_size(file: Path) -> int:
         ) from error
     try:
         vocabulary = tokenizers.Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-        largest = largest_token(file.parent)
+        largest = largest_token(file.parent, settings=begins)
     except Exception as error:  # the library raises plain Exception for any fault of the file
         raise LaunchError(f"{file} is no tokenizer, or is damaged: {error}") from error
     return max(max(vocabulary.values(), default=-1), -1 if largest is None else largest[1]) + 1

@@ -160,8 +160,8 @@ def _vocabulary(document: dict[str, Any]) -> dict[str, int]:
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int) -> list[Problem]:
-    """Return a problem if a section ``tokenizer`` of kind hf has ids that the model does not know."""
-    largest = largest_token(Path(tokenizer.path))
+    """Return a problem if tokenizer.json of a section ``tokenizer`` of kind hf has ids that the model does not know."""
+    largest = largest_token(Path(tokenizer.path), settings=False)
     if largest is None or largest[1] < vocab_size:
         return []
     return [
@@ -175,18 +175,26 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> list[Problem]:
     ]
 
 
-def largest_token(folder: Path) -> tuple[str, int] | None:
-    """Return the token with the largest id that a model may read, and the id; None if it cannot be told.
+def largest_token(folder: Path, *, settings: bool) -> tuple[str, int] | None:
+    """Return the token with the largest id of a folder, and the id; None if it cannot be told.
 
-    A padding token that only the settings name does not count: many folders have one behind the vocabulary, and
-    neither training nor evaluation here feeds it to the model.
+    Args:
+        folder: Folder with tokenizer.json.
+        settings: Count the tokens too that only the settings name, but for a padding token: many folders have one
+            behind the vocabulary, and neither training nor evaluation here feeds it to the model.
     """
     found = _read(folder)
     if found is None:
         return None
     vocabulary, there, tokens = found
-    ids = _with_settings(vocabulary, there, tokens)
-    padding = tokens.named.get("pad_token")
-    if padding is not None and padding not in vocabulary | there:
-        del ids[padding]
+    ids = vocabulary | there
+    if settings:
+        padding = {tokens.named.get("pad_token")} - ids.keys()
+        ids = {token: number for token, number in _with_settings(*found).items() if token not in padding}
     return max(ids.items(), key=lambda row: row[1], default=None)
+
+
+def has_token(folder: Path, token: str) -> bool:
+    """Tell whether tokenizer.json, or a file that gives it an id, has a token; True where that cannot be told."""
+    found = _read(folder)
+    return found is None or token in found[0] or token in found[1] or token in found[2].declared

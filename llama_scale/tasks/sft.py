@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from llama_scale.data.chat import ChatTemplate
 from llama_scale.data.chat_keys import WrittenKeys
 from llama_scale.data.chat_turns import TurnFinder, writes_an_end
 from llama_scale.data.examples import check_example
+from llama_scale.data.task_tokenizer import chat_template_of
 from llama_scale.errors import DataError
 from llama_scale.extensions.api import TaskDescriptor
 from llama_scale.extensions.examples import Column, Example, FileTaskOptions
@@ -106,7 +106,7 @@ class SftOptions(FileTaskOptions):
 
     def first_rows_check(self, tokenizer: Path) -> Callable[[Example], None] | None:
         """See ``FileTaskOptions.first_rows_check``: the template must write all of a row, and show its answers."""
-        template = _template(tokenizer)
+        template = chat_template_of(tokenizer)
         written, finder = WrittenKeys(template), TurnFinder(template)
 
         def check(example: Example) -> None:
@@ -121,16 +121,12 @@ class SftOptions(FileTaskOptions):
 
     def launch_notes(self, tokenizer: Path) -> Iterator[str]:
         """See ``FileTaskOptions.launch_notes``."""
-        template = _template(tokenizer)
+        template = chat_template_of(tokenizer)
         if not writes_an_end(template):
             yield (
                 f"the chat template of {template.where} writes nothing behind an answer, so that the model does not "
                 "learn where to stop; add {{ eos_token }} there"
             )
-
-
-def _template(tokenizer: Path) -> ChatTemplate:
-    return ChatTemplate(tokenizer if tokenizer.is_dir() else tokenizer.parent)
 
 
 DESCRIPTOR = TaskDescriptor(

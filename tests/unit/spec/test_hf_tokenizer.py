@@ -36,12 +36,12 @@ def write(folder: Path, content: Any) -> Path:
 def test_largest_token_of_every_form_and_none_where_it_cannot_be_told(
     tmp_path: Path, content: Any, largest: tuple[str, int] | None
 ) -> None:
-    assert largest_token(write(tmp_path, content)) == largest
+    assert largest_token(write(tmp_path, content), settings=False) == largest
 
 
 def test_largest_token_of_a_folder_without_the_file_is_none(tmp_path: Path) -> None:
-    assert largest_token(tmp_path) is None
-    assert largest_token(tmp_path / "gone") is None
+    assert largest_token(tmp_path, settings=True) is None
+    assert largest_token(tmp_path / "gone", settings=True) is None
 
 
 def test_validate_refuses_ids_beyond_the_models_vocabulary(tmp_path: Path) -> None:
