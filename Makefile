@@ -1,5 +1,6 @@
 # `make` lists the targets. Everything runs from .venv, which `make setup` makes.
-# PYTHON is the interpreter of a new .venv (3.11); VENV another folder for it.
+# PYTHON is the interpreter of a new .venv (3.11), PYTHON312 that of .venv-py312; VENV another folder for .venv.
+# TORCH_INDEX is the index that torch alone is taken from: https://download.pytorch.org/whl/cpu has the CPU build.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,7 +9,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 VENV_PY312 ?= .venv-py312
-TORCH ?= torch==2.13.0
+TORCH ?= torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PYTEST := $(VENV)/bin/python -m pytest
 BIN := $(VENV)/bin
 
@@ -16,12 +17,12 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo finetune test check format lint types test-unit test-docs test-engines test-cluster test-py312 test-gpu soak bench docs wheel clean
+.PHONY: help setup demo finetune test check format lint types test-unit test-docs test-engines test-cluster test-py312 test-gpu soak soak-properties bench docs wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## make .venv with everything for training and tests (Python 3.11, CPU build of torch)
+setup: $(VENV)/.installed ## make .venv with everything for training and tests (Python 3.11; TORCH_INDEX: the head of this file)
 
 # torch first, by itself: DeepSpeed's build asks for it. DS_BUILD_OPS=0: its kernels are compiled when they are used.
 $(VENV)/.installed: pyproject.toml .ci/find-python
@@ -70,7 +71,7 @@ test-py312: $(VENV_PY312)/.installed ## the engine tests on Python 3.12 with meg
 
 $(VENV_PY312)/.installed: pyproject.toml .ci/find-python
 	@if ! $(VENV_PY312)/bin/python -m pip --version >/dev/null 2>&1; then \
-	    python=$$(PYTHON="$(PYTHON312)" .ci/find-python 3.12) && "$$python" -m venv --clear $(VENV_PY312); \
+	    python=$$(PYTHON="$(PYTHON312)" .ci/find-python 3.12 PYTHON312 "make test-py312") && "$$python" -m venv --clear $(VENV_PY312); \
 	fi
 	$(VENV_PY312)/bin/python -m pip install -q $(TORCH)
 	DS_BUILD_OPS=0 $(VENV_PY312)/bin/python -m pip install -q -e '.[train,dev]'
@@ -83,8 +84,17 @@ test-gpu: setup ## NCCL parity, bf16 and MFU; says so where there is no GPU
 	    echo '******** GPU tests NOT RUN: torch sees no CUDA device here ********' >&2; \
 	fi
 
-soak: setup ## the long lists whose representatives run always: hours of seeded kills and faults
+soak: soak-properties ## the long lists whose representatives run always: hours of seeded kills and faults
 	OMP_NUM_THREADS=1 $(PYTEST) -m soak tests
+
+# One seed again: make soak-properties SEEDS=N
+SEEDS ?= $(shell shuf -i 0-4294967295 -n 20)
+soak-properties: setup ## the property tests with 20 fresh seeds x 2,000 examples
+	@for seed in $(SEEDS); do \
+	    echo "== seed $$seed"; \
+	    $(PYTEST) -m hypothesis tests/unit --hypothesis-profile soak --hypothesis-seed $$seed || \
+	        { echo "a property test failed; again: make soak-properties SEEDS=$$seed" >&2; exit 1; }; \
+	done
 
 bench: setup ## the figures of benchmarks/README.md
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -50,7 +50,8 @@ def run(layers: int) -> dict[str, object]:
         largest = 4 * max(VOCAB, 2 * FFN) * HIDDEN
         command = [sys.executable, "-m", "llama_scale", "convert"]
         export = [*command, "export", "--no-verify", "--from", str(folder / "run"), "--to"]
-        imported = [*command, "import", "--from", str(folder / "hf"), "--to", str(folder / "ck"), "--tensor", "4"]
+        imported = [*command, "import", "--no-verify", "--from", str(folder / "hf"), "--to", str(folder / "ck")]
+        imported += ["--tensor", "4"]
         peft = [*command, "import", "--peft", f"x={folder / 'peft'}", "--base", str(folder / "base"), "--to"]
         commands = {
             "bare": [sys.executable, "-c", "import torch, numpy, pydantic, typer, safetensors.torch"],

@@ -29,7 +29,7 @@ SPEC = {
     "name": "two-plugins",
     "model": {"kind": "preset", "name": "smollm2-135m"},
     "data": {"kind": "indexed", "blend": [{"path": "a"}], "seq_length": 128},
-    "train": {"steps": 10},
+    "train": {"steps": 10, "from": "scratch"},
     "batch": {"global": 8, "micro": 2},
     "engine": {"kind": "megatron"},
     "cluster": {"devices_per_node": 1, "device": "cpu"},

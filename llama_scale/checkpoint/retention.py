@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 BEST_BY = "validation_loss"
 """The manifest's metric whose lowest value marks the best checkpoint."""
 
+ROWS_KEY = "validation_rows"
+"""The manifest's metric that says how many rows it was measured on; losses over other rows are not compared."""
+
 
 def temporary_folder(final: Path, *, token: str) -> Path:
     """Return the folder a checkpoint is written in before it gets its name ``final``."""
@@ -77,16 +80,24 @@ def prune(checkpoints_dir: Path, *, keep_last: int, keep_best: bool) -> list[Pat
 
 
 def best_checkpoint(checkpoints_dir: Path) -> Path | None:
-    """Return the complete checkpoint of the lowest validation loss, the newest of equals; None if none has one."""
+    """Return the complete checkpoint of the lowest validation loss, the newest of equals; None if none has one.
+
+    Those that were validated on other rows than the newest one are left out.
+    """
     best: tuple[float, Path] | None = None
+    rows: float | None = None
     for folder in list_complete(checkpoints_dir):
         try:
-            loss = load_manifest(folder).metrics.get(BEST_BY)
+            metrics = load_manifest(folder).metrics
         except CheckpointError as error:
             logger.warning("left out of the search for the best checkpoint: %s", error)
             continue
-        if loss is not None and (best is None or loss <= best[0]):
+        loss = metrics.get(BEST_BY)
+        if loss is None:
+            continue
+        if best is None or loss <= best[0] or metrics.get(ROWS_KEY) != rows:
             best = (loss, folder)
+        rows = metrics.get(ROWS_KEY)
     return best[1] if best else None
 
 

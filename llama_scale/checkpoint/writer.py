@@ -241,12 +241,25 @@ def commit(tmp: Path, final: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; what was complete before is untouched.
     """
+    seal(tmp, manifest)
+    publish(tmp, final)
+
+
+def seal(tmp: Path, manifest: Manifest) -> None:
+    """Do the first half of ``commit``: from then on the folder can be read, but it has no name that counts."""
     text = manifest.model_dump_json().encode()
     path = tmp / MANIFEST
     try:
         with _HashedFile(path) as file:
             file.write(memoryview(text))
             file.sync()
+    except OSError as error:
+        raise _write_error(error, path, needed=len(text)) from error
+
+
+def publish(tmp: Path, final: Path) -> None:
+    """Do the second half of ``commit``."""
+    try:
         sync_folder(tmp)
         old = final.with_name(f"{final.name}.old-{os.urandom(4).hex()}")
         replaced = final.exists()
@@ -257,7 +270,7 @@ def commit(tmp: Path, final: Path, manifest: Manifest) -> None:
         if replaced:
             shutil.rmtree(old)
     except OSError as error:
-        raise _write_error(error, path, needed=len(text)) from error
+        raise _write_error(error, tmp / MANIFEST, needed=0) from error
 
 
 def sync_folder(folder: Path) -> None:

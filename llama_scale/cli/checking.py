@@ -131,8 +131,14 @@ def _summary(spec: Any) -> str:
         f"{spec.model.name}, {spec.engine.kind}, {processes} process{'' if processes == 1 else 'es'} "
         f"(data {parallel.data} x tensor {parallel.tensor} x pipeline {parallel.pipeline}), "
         f"batch {batch.global_} = micro {batch.micro} x accumulation {batch.accumulation} x data {parallel.data}, "
-        f"{_count(spec.train.steps, 'step')}"
+        f"{_length(spec.train)}"
     )
+
+
+def _length(train: Any) -> str:
+    if train.epochs is not None:
+        return f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'}"
+    return _count(train.steps, "step")
 
 
 def _write_json(good: Sequence[tuple[str, Any]], problems: Sequence[Problem]) -> None:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_scale.cli.convert_output import exported, import_adapters, need_libraries, progress_bar, render
+from llama_scale.cli.convert_output import (
+    exported,
+    import_adapters,
+    need_libraries,
+    progress_bar,
+    proven_words,
+    render,
+)
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.source_options import TrustCode
 from llama_scale.errors import ConvertError
@@ -39,7 +46,9 @@ StageLayers = Annotated[
 ]
 Base = Annotated[
     Path | None,
-    typer.Option(help="Checkpoint of the frozen base that adapters were trained on; default: where it was then."),
+    typer.Option(
+        help="Checkpoint or Hugging Face folder of the base that adapters were trained on; default: where it was then."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -75,6 +84,12 @@ def import_(
     max_ram: Annotated[
         str | None, typer.Option(help="Refuse before starting if more memory may be needed, e.g. 1.5GB.")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Prove the result before it appears: against transformers on the folder."
+        ),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Make a sharded checkpoint of a Hugging Face folder, for any tensor and pipeline degree.
@@ -110,9 +125,13 @@ def import_(
     if spec is None:
         _refuse_deepspeed(source)
         from llama_scale.convert.import_hf import import_hf  # lazy: keeps torch out of --help
+        from llama_scale.convert.import_proof import import_proof
 
         with progress_bar() as bar:
-            manifest = import_hf(source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, progress=bar)
+            proof = import_proof(source, layout=layout, max_ram_bytes=limit, progress=bar) if verify else None
+            manifest = import_hf(
+                source, target, layout=layout, dtype=dtype, max_ram_bytes=limit, proof=proof, progress=bar
+            )
     else:
         if not plain:
             raise ConvertError(
@@ -120,10 +139,15 @@ def import_(
                 "the element type that it has; cut that with `llama-scale convert reshard`"
             )
         manifest = _import_deepspeed(source, target, spec=spec)
-    _show_import(manifest, target, layout=(tensor, pipeline), as_json=as_json)
+    _show_import(manifest, target, layout=(tensor, pipeline), as_json=as_json, from_hf=spec is None)
 
 
-def _show_import(manifest: Manifest, target: Path, *, layout: tuple[int, int], as_json: bool) -> None:
+def _show_import(
+    manifest: Manifest, target: Path, *, layout: tuple[int, int], as_json: bool, from_hf: bool = False
+) -> None:
+    from llama_scale.convert.folders import REPORT, read_json
+
+    proven = (read_json(target / REPORT) or {}).get("verify") if from_hf else None
     result = {
         "checkpoint": str(target),
         "parameters": sum(math.prod(entry.shape) for entry in manifest.tensors["model"].values()),
@@ -132,13 +156,14 @@ def _show_import(manifest: Manifest, target: Path, *, layout: tuple[int, int], a
         "tensor": layout[0],
         "pipeline": layout[1],
         "parameter_digest": manifest.parameter_digest,
+        "verify": proven,
     }
-    _show(
-        result,
-        as_json=as_json,
-        text=f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, tensor={layout[0]} x "
-        f"pipeline={layout[1]}",
-    )
+    text = f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, "
+    text += f"tensor={layout[0]} x pipeline={layout[1]}"
+    text += "; " + proven_words(proven, against="transformers'") if from_hf else ""
+    _show(result, as_json=as_json, text=text)
+    if proven is not None and proven["note"]:
+        say(f"note: {proven['note']}")
 
 
 def _refuse_deepspeed(source: Path) -> None:
@@ -157,10 +182,11 @@ def _import_deepspeed(source: Path, target: Path, *, spec: Path) -> Manifest:
     from llama_scale.convert.deepspeed_folder import import_deepspeed
     from llama_scale.convert.origin import origin_of_spec
     from llama_scale.plan.run_plan import make_plan
+    from llama_scale.spec.length import any_length
     from llama_scale.spec.load import load_spec
 
     loaded = load_spec(spec)
-    plan = make_plan(loaded)
+    plan = make_plan(any_length(loaded))
     return import_deepspeed(
         source,
         target,

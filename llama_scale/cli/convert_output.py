@@ -55,15 +55,30 @@ def import_adapters(folders: list[str], target: Path, *, base: Path | None) -> M
     return import_peft(named, target, base=base)
 
 
+def proven_words(proven: dict[str, Any] | None, *, against: str) -> str:
+    """Return the outcome of a proof as a phrase.
+
+    Args:
+        proven: Its figures in report.json; None: it was left out.
+        against: Whose logits were the other ones.
+    """
+    if proven is None:
+        return "not verified (--no-verify)"
+    worst = max(c["relative"] for c in proven["comparisons"])
+    return f"logits equal to {against} within {worst:.1e} (allowed {proven['tolerance']:.0e})"
+
+
 def exported(report: dict[str, Any], *, target: Path, checkpoint: Path) -> tuple[dict[str, Any], str]:
     """Return what `export` prints: as JSON, and as a line."""
     proven = report.get("verify")
-    words = "not verified (--no-verify)"
-    if proven is not None:
-        worst = max(c["relative"] for c in proven["comparisons"])
-        words = f"logits equal to the sharded model's within {worst:.1e} (allowed {proven['tolerance']:.0e})"
+    words = proven_words(proven, against="the sharded model's")
     result = {"hf": str(target), "checkpoint": str(checkpoint), "step": report["step"], "dtype": report.get("dtype")}
-    result |= {"adapter": report.get("adapter"), "adapters": report.get("adapters"), "mixture": report.get("mixture")}
+    result |= {
+        "base": report["base"],
+        "adapter": report.get("adapter"),
+        "adapters": report.get("adapters"),
+        "mixture": report.get("mixture"),
+    }
     count = report["counts"]["target_tensors"] if "counts" in report else len(report["tensors"])
     result |= {"tensors": count, "tokenizer": report.get("tokenizer"), "verify": proven}
     what = [f"step {report['step']}", report.get("dtype") or "", f"adapter {report.get('adapter')}"]

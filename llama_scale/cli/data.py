@@ -63,7 +63,8 @@ def build(
 
     Example: `llama-scale data build --input 'text/*.jsonl.gz' --tokenizer tok --output corpus`.
 
-    The files appear only when they are complete. Prints the record PREFIX.json.
+    Each document begins with what the tokenizer itself puts before a text (its BOS, or nothing) and ends with EOS. The
+    files appear only when they are complete. Prints the record PREFIX.json.
     """
     from llama_scale.data.build import build_token_files
 
@@ -81,6 +82,11 @@ def build(
             on_progress=on_progress,
         )
     say(f"wrote {output}.bin, .idx and .json: {record.documents:,} documents, {record.tokens:,} tokens")
+    if record.special_in_text:
+        say(
+            f"note: {record.special_in_text:,} documents spell a special token of the tokenizer (such as its EOS); it "
+            "was read as that token, as transformers does: remove it from the text if it stands there by accident"
+        )
     emit_json(asdict(record))
 
 
@@ -109,6 +115,8 @@ def info(
     emit(f"documents        {found.documents:,}")
     emit(f"tokens           {found.tokens:,} ({found.dtype})")
     emit(f"document length  {found.shortest_tokens:,} to {found.longest_tokens:,} tokens")
+    for name, token in (("first token", found.first_id), ("last token", found.last_id)):
+        emit(f"{name:<16} {f'id {token:,} in every document' if token is not None else 'differs between documents'}")
     emit(f"distinct tokens  {found.distinct_tokens:,}, largest id {found.max_token_id:,}")
     emit(f"unigram entropy  {found.unigram_entropy_nats:.4f} nats a token")
 

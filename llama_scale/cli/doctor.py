@@ -68,10 +68,11 @@ def _needs(spec: str | None, overrides: list[str]) -> Needs:
         return needs_here()
     from llama_scale.plan.run_plan import make_plan  # lazy: this machine alone needs no spec
     from llama_scale.runs.doctor.needs import needs_of
+    from llama_scale.spec.length import any_length
     from llama_scale.spec.load import load_spec
 
     resolved = load_spec(spec, overrides=overrides)
-    return needs_of(resolved, make_plan(resolved))
+    return needs_of(resolved, make_plan(any_length(resolved)))
 
 
 def _line(finding: Finding, *, width: int) -> str:

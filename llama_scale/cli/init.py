@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from llama_scale.cli.init_finetune import choose_recipe, known, read_wish
 from llama_scale.cli.output import emit, say
+from llama_scale.cli.recipes import pretraining
 from llama_scale.cli.spec_text import Choice, choose_layout, render_spec
 from llama_scale.errors import Problem, SpecError
+from llama_scale.spec.engine import Engine
 from llama_scale.spec.fields import kinds_of, models_of
 from llama_scale.spec.hf_config import HfConfigError, read_hf_config
 from llama_scale.spec.launcher import Launcher
@@ -33,6 +37,22 @@ def init(
     model: Annotated[str, typer.Option(help="A preset (see --list-models) or a Hugging Face folder.")] = "smollm2-135m",
     profile: Annotated[str, typer.Option(help="Cluster profile: laptop, dgx-h100, ..., or a .yaml file.")] = "laptop",
     launcher: Annotated[str, typer.Option(help="How processes are started.")] = "local",
+    engine: Annotated[str, typer.Option(help="Training system: megatron, deepspeed or ddp.")] = "megatron",
+    task: Annotated[
+        str | None, typer.Option(help="Fine-tune the folder's model on this kind of task, e.g. sft for conversations.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --task: file of its examples (JSONL, JSON, Parquet), or a folder of them.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="With --task: train this kind of adapter, e.g. lora. Default: the whole model.")
+    ] = None,
+    task_option: Annotated[
+        list[str] | None, typer.Option(help="Option of the task, KEY=VALUE, e.g. a field's name; repeatable.")
+    ] = None,
+    adapter_option: Annotated[
+        list[str] | None, typer.Option(help="Option of the adapter, KEY=VALUE, e.g. rank=8; repeatable.")
+    ] = None,
     nodes: Annotated[
         int | None,
         typer.Option(
@@ -50,36 +70,62 @@ def init(
 
     Example: `llama-scale init --model llama-3.1-8b --profile dgx-h100 --search -o run.yaml`.
 
-    Exit status 2: an unknown model, profile or launcher; 3: a folder that is no LLaMA's, or a file that exists.
+    To fine-tune the model of a folder:
+    `llama-scale init --model FOLDER --task sft --adapter lora --data chat.jsonl -o run.yaml`.
+
+    Exit status 2: an unknown model, profile, launcher, engine, task or adapter; 3: a folder that holds no LLaMA, or a
+    file that exists; 5: examples that cannot be used.
     """
     if list_models:
         emit(_models_table())
         return
     own = profile.endswith((".yaml", ".yml"))
     if not own:
-        _known("--profile", profile, profile_names())
-    _known("--launcher", launcher, [kind for form in models_of(Launcher) for kind in kinds_of(form)])
+        known("--profile", profile, profile_names())
+    known("--launcher", launcher, [kind for form in models_of(Launcher) for kind in kinds_of(form)])
+    known("--engine", engine, [kind for form in models_of(Engine) for kind in kinds_of(form)])
+    asked = read_wish(
+        model=model, task=task, data=data, adapter=adapter, task_options=task_option or (),
+        adapter_options=adapter_option or (),
+    )  # fmt: skip
     name, model_lines, tokenizer_lines, shape = _model(model)
+    site = name_of(profile.removesuffix(".yaml").removesuffix(".yml")) if own else profile
+    figures = read_profile(Path(profile)) if own else load_profile(profile)
     choice = Choice(
-        name=f"{name}-{name_of(profile.removesuffix('.yaml').removesuffix('.yml')) if own else profile}"[:64],
-        command=_command(model, profile=profile, launcher=launcher, nodes=nodes, search=search),
+        name=f"{name}-{site if asked is None else asked.name}"[:64],
+        command=_command(
+            ("--model", model), ("--task", task), ("--adapter", adapter), ("--data", data),
+            *(("--task-option", text) for text in task_option or ()),
+            *(("--adapter-option", text) for text in adapter_option or ()),
+            ("--profile", profile), ("--launcher", launcher), ("--engine", engine), ("--nodes", nodes),
+            search=search,
+        ),
         model=model_lines,
         tokenizer=tokenizer_lines,
         shape=shape,
         profile_line=f"profile_file: {json.dumps(str(Path(profile).absolute()))}" if own else f"profile: {profile}",
-        profile=read_profile(Path(profile)) if own else load_profile(profile),
+        profile=figures,
         launcher=launcher,
-    )
+        engine=engine,
+        recipe=pretraining(shape, cuda=figures.device == "cuda")
+        if asked is None
+        else choose_recipe(asked, folder=Path(model), shape=shape, profile=figures),
+    )  # fmt: skip
+    _write(_fitted(choice, nodes=nodes, search=search, model=model, file=str(output or "spec")), output, force=force)
+
+
+def _fitted(choice: Choice, *, nodes: int | None, search: bool, model: str, file: str) -> str:
+    """Return the spec's text with a layout that fits, or say that none does."""
     choice, fits = choose_layout(choice, nodes=nodes)
     text = render_spec(choice)
-    loaded = check_text(text, name=str(output or "spec"), folder=str(Path.cwd()))
+    loaded = check_text(text, name=file, folder=str(Path.cwd()))
     if loaded.spec is None:
         raise SpecError(loaded.problems)
     if search:
         from llama_scale.cli.init_search import best_layout  # lazy: only this form
 
         text, fits = best_layout(text, spec=loaded.spec)
-    if launcher == "local" and choice.nodes > 1:
+    if choice.launcher == "local" and choice.nodes > 1:
         say(
             "warning: the local launcher starts processes on this machine only: `plan` shows the run on "
             f"{choice.nodes} hosts, and `launch` needs a launcher that reaches them"
@@ -89,12 +135,7 @@ def init(
             f"warning: {model} does not fit {choice.nodes} x {choice.profile.title}; see `llama-scale plan`, "
             "or name another profile or more --nodes"
         )
-    _write(text, output, force=force)
-
-
-def _known(option: str, value: str, choices: tuple[str, ...] | list[str]) -> None:
-    if value not in choices:
-        raise typer.BadParameter(f"{value!r} is not known; {suggest(value, choices)}", param_hint=option)
+    return text
 
 
 def _models_table() -> str:
@@ -118,6 +159,12 @@ def _model(model: str) -> tuple[str, str, str, ModelShape]:
         raise typer.BadParameter(
             f"{model!r} is neither a preset nor a folder; {hint} (--list-models)", param_hint="--model"
         )
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise typer.BadParameter(
+            f"there is no folder {model!r} here; if it is a model of the hub, download it: hf download {model} "
+            f"--local-dir {folder.name}, then --model {folder.name}",
+            param_hint="--model",
+        )
     try:
         shape = read_hf_config(folder).shape
     except HfConfigError as error:
@@ -130,10 +177,12 @@ def _model(model: str) -> tuple[str, str, str, ModelShape]:
     return name_of(str(folder.absolute())), f"  kind: hf\n  path: {path}", tokenizer, shape
 
 
-def _command(model: str, *, profile: str, launcher: str, nodes: int | None, search: bool) -> str:
-    words = ["llama-scale", "init", "--model", model, "--profile", profile, "--launcher", launcher]
-    line = shlex.join([*words, *(["--nodes", str(nodes)] if nodes else []), *(["--search"] if search else [])])
-    return line.encode("unicode_escape").decode("ascii")
+def _command(*options: tuple[str, object], search: bool) -> str:
+    """Return the command line that gives these options; those without a value are left out."""
+    words = ["llama-scale", "init"]
+    for option, value in options:
+        words += [] if value is None else [option, str(value)]
+    return shlex.join([*words, *(["--search"] if search else [])]).encode("unicode_escape").decode("ascii")
 
 
 def _write(text: str, output: Path | None, *, force: bool) -> None:

@@ -13,6 +13,7 @@ from llama_scale.plan.hardware import scale_up_domain
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.plan.search import search
 from llama_scale.plan.search_space import describe
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import check_text
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.section_text import replace_sections
@@ -34,13 +35,15 @@ def best_layout(text: str, *, spec: RunSpec) -> tuple[str, bool]:
             f"--search predicts accelerators, and profile {spec.cluster.site!r} has none; leave --search out, and "
             "let `llama-scale tune SPEC` measure layouts on this machine"
         )
+    spec = any_length(spec)
     devices = spec.cluster.world_size
     node = scale_up_domain(hardware, devices=devices, devices_per_node=spec.cluster.devices_per_node)
     result = search(spec, hardware=hardware, devices=devices, devices_per_node=node)
     for one in result.ranked[: result.fitting]:
         changed = replace_sections(text, describe(one.candidate))
         loaded = check_text(changed, name="spec", folder=str(Path.cwd()))
-        if loaded.spec is not None and not problems(loaded.spec, make_plan(loaded.spec)):
+        made = None if loaded.spec is None else any_length(loaded.spec)
+        if made is not None and not problems(made, make_plan(made)):
             say(f"the fastest of {len(result.ranked):,} layouts, predicted: {layout_name(one)}")
             return changed, True
     return text, False

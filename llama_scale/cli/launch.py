@@ -17,6 +17,8 @@ from llama_scale.launchers.kubernetes_objects import RUN_NAME
 from llama_scale.plan.fit import problems
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.runs.folder import RunFolder, write_files
+from llama_scale.runs.length import counted, examples_folder
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import load_spec
 from llama_scale.spec.run import RunSpec
 
@@ -71,8 +73,8 @@ def launch(
         raise typer.BadParameter("--dry-run starts nothing that --detach could leave; give one of them")
     changes = [*(overrides or ()), *([f"name={name}"] if name is not None else ())]
     resolved = load_spec(spec, overrides=changes)
-    plan = make_plan(resolved)
-    overflow = [] if allow_oom else problems(resolved, plan)
+    sample = any_length(resolved)
+    overflow = [] if allow_oom else problems(sample, make_plan(sample))
     if overflow:
         raise SpecError(overflow)
     if simulated:
@@ -80,19 +82,44 @@ def launch(
 
         simulate(resolved, runs_dir=runs_dir, out=out)
         return
-    bundle = load_launcher(resolved.launcher.kind).render(resolved, plan, python=sys.executable)
     if dry_run:
-        _show(bundle, out)
+        with examples_folder(resolved) as examples:
+            resolved = counted(resolved, examples=examples, tell=say)
+        _show(_render(resolved, make_plan(resolved)), out)
         return
     from llama_scale.cli.start import begin  # lazy: a dry run starts nothing
-    from llama_scale.runs.preflight import check_inputs
 
-    if resolved.launcher.kind != "kubernetes":  # its images and claims have what a run needs, not this machine
-        check_inputs(resolved)
-    if not no_doctor:
-        _ask_hosts(resolved, plan, runs_dir)
-    run = RunFolder.create(runs_dir, name=resolved.name, files=bundle.files)
+    run, resolved, plan = _make_run(resolved, runs_dir=runs_dir, no_doctor=no_doctor)
     raise typer.Exit(begin(run, spec=resolved, plan=plan, detach=detach))
+
+
+def _make_run(spec: RunSpec, *, runs_dir: Path, no_doctor: bool) -> tuple[RunFolder, RunSpec, RunPlan]:
+    """Check what a run needs, count its rows, import its weights and make its folder; returns its final spec and plan.
+
+    Raises:
+        LaunchError: Something is missing, or the folder cannot be written.
+    """
+    from llama_scale.cli.base import start_of  # lazy: a dry run starts nothing
+    from llama_scale.runs.preflight import check_inputs
+    from llama_scale.runs.task_files import task_notes
+
+    if spec.launcher.kind != "kubernetes":  # its images and claims have what a run needs, not this machine
+        check_inputs(spec)
+        for note in task_notes(spec):
+            say(f"note: {note}")
+    with examples_folder(spec, root=runs_dir) as examples:
+        spec = counted(spec, examples=examples, tell=say)
+        plan = make_plan(spec)
+        bundle = _render(spec, plan)
+        if not no_doctor:
+            _ask_hosts(spec, plan, runs_dir)
+        start = start_of(spec, plan, runs_dir=runs_dir)
+        run = RunFolder.create(runs_dir, name=spec.name, files=bundle.files, start=start, examples=examples)
+    return run, spec, plan
+
+
+def _render(spec: RunSpec, plan: RunPlan) -> Bundle:
+    return load_launcher(spec.launcher.kind).render(spec, plan, python=sys.executable)
 
 
 _ASKED = ("local", "ssh")
@@ -143,4 +170,8 @@ def _by_hand(bundle: Bundle, folder: str) -> str:
     """Say how a bundle is run without llama-scale."""
     if "job.yaml" in bundle.files:
         return f"apply it with: sed s/{RUN_NAME}/NAME/g {folder}/job.yaml | kubectl apply -f -"
+    if "job.sh" in bundle.files:  # which needs a run folder, with status and attempts
+        return (
+            f"`llama-scale launch` submits it; in an allocation (salloc), run it with: bash {folder}/launch.sh RUN_DIR"
+        )
     return f"run it with: bash {folder}/launch.sh RUN_DIR"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from llama_scale.cli.output import emit, emit_json
+from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.plan_site import site_hardware
 from llama_scale.errors import SpecError
 from llama_scale.plan.estimate import Estimate, estimate
@@ -75,7 +76,7 @@ def plan(
 
         run_evaluate(evaluate, as_json=as_json)
         return
-    resolved = [load_spec(name, overrides=changes) for name in names]
+    resolved = [_load(name, changes) for name in names]
     hardware = [site_hardware(spec, gpu=gpu, file=hardware_file) for spec in resolved]
     if search:
         from llama_scale.cli.plan_search import run_search  # lazy: only this form
@@ -109,6 +110,17 @@ def plan(
         from llama_scale.cli.plan_tables import render  # lazy: rich
 
         emit(render(made, spec=resolved[0], estimate=speed))
+
+
+def _load(name: str, overrides: Sequence[str]) -> RunSpec:
+    """Read a spec and count its rows if its length is given in epochs."""
+    spec = load_spec(name, overrides=overrides)
+    if spec.train.epochs is None:
+        return spec
+    from llama_scale.runs.length import counted, examples_folder  # lazy: seldom needed
+
+    with examples_folder(spec) as examples:
+        return counted(spec, examples=examples, tell=say)
 
 
 def _check_options(names: list[str], *, search: bool, diff: bool, evaluate: Path | None, plot: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_scale.cli.output import emit, emit_json
+from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.columns import columns
 from llama_scale.errors import PluginError
 from llama_scale.extensions.conformance import Check, CheckRequest, passed, run_suite
@@ -57,6 +57,8 @@ def check(
     catalogue().load(group, name)
     if missing_libraries("torch", "megatron"):
         raise PluginError("the suite needs torch and megatron-core; run `pip install 'llama-scale[train]'`")
+    if NOUNS[group] != "launcher":
+        say("checked on tiny models whose weights are drawn from a seed")
     checks = run_suite(CheckRequest(group=group, name=name, options=given))
     if as_json:
         emit_json([asdict(made) for made in checks])

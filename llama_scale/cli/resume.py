@@ -18,12 +18,14 @@ from llama_scale.launchers.processes import list_marked
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.runs.find import find_run
 from llama_scale.runs.folder import RUN_VARIABLE, RunFolder
+from llama_scale.runs.length import counted, examples_folder
 from llama_scale.runs.lock import RunLock
 from llama_scale.runs.preflight import check_inputs
 from llama_scale.runs.resume_plan import ResumePlan, decide_resume
 from llama_scale.runs.resume_spec import load_resumed
 from llama_scale.runs.submission import check_idle
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.length import any_length
+from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.run import RunSpec
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -70,7 +72,8 @@ def resume(
         if found.decision.kind == "refuse":
             raise typer.Exit(LaunchError.exit_code)
         return
-    from llama_scale.cli.start import begin  # lazy: --plan starts nothing
+    from llama_scale.cli.base import start_of  # lazy: --plan starts nothing
+    from llama_scale.cli.start import begin
 
     lock = RunLock.acquire(folder)
     try:
@@ -82,7 +85,16 @@ def resume(
         if found.spec.launcher.kind == "kubernetes":  # what a run needs is in its images and claims
             say("the pods go on from the newest checkpoint on the claim, whatever is said below of this folder")
         else:
-            check_inputs(found.spec, warm_start=found.decision.kind == "start")
+            needs_start = found.decision.kind == "start" or bool(found.spec.adapters)
+            check_inputs(
+                found.spec,
+                warm_start=found.decision.kind == "start",
+                start=folder.load_start(),
+                prepared=folder.examples,
+            )
+            start = start_of(found.spec, found.plan, runs_dir=folder.path.parent, run=folder) if needs_start else None
+            if start is not None:
+                folder.save_start(start)
         for line in _describe(found):
             say(line)
         bundle = load_launcher(found.spec.launcher.kind).render(found.spec, found.plan, python=sys.executable)
@@ -96,18 +108,23 @@ def resume(
 def _continue(run: RunFolder, overrides: list[str]) -> _Continuation:
     """Decide how a run would go on; damage of the checkpoint is a refusal."""
     spec, notes = load_resumed(run.spec, overrides=overrides)
-    plan = make_plan(spec)
     newest = newest_complete(run.checkpoints)
     try:
         manifest = load_manifest(newest) if newest else None
         if newest:
             verify_files(newest, manifest=manifest, hashes=False)  # the ranks share the hashing when they load
     except CheckpointError as error:
+        spec = any_length(spec)
+        plan = make_plan(spec)
         name = newest.name if newest else None
         refusal = ResumePlan(kind="refuse", checkpoint=name, step=0, steps=plan.steps, reasons=(str(error),))
         return _Continuation(spec=spec, plan=plan, decision=refusal, notes=notes)
+    done = (0, 0) if manifest is None else (manifest.step, manifest.samples)
+    with examples_folder(spec) as examples:
+        spec = counted(spec, examples=examples, known=run.examples, tell=say, step=done[0], samples=done[1])
+    plan = make_plan(spec)
     decision = decide_resume(
-        manifest, checkpoint=newest.name if newest else None, old=load_spec(run.spec), new=spec, plan=plan
+        manifest, checkpoint=newest.name if newest else None, old=load_run_spec(run.spec), new=spec, plan=plan
     )
     return _Continuation(spec=spec, plan=plan, decision=decision, notes=notes)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,11 +24,21 @@ def runs(
     *,
     runs_dir: RunsDir = DEFAULT_RUNS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean-bases",
+            help="Instead: remove imported weights that no run needs, or that can be imported again.",
+        ),
+    ] = False,
 ) -> None:
     """List the runs of a folder, oldest first.
 
     Example: `llama-scale runs --runs-dir /shared/runs`.
     """
+    if clean:
+        _clean_bases(runs_dir, as_json=as_json)
+        return
     found = [look(run).to_dict() for run in list_runs(runs_dir)]
     if as_json:
         emit_json(found)
@@ -35,6 +47,20 @@ def runs(
         say(f"no runs in {runs_dir}")
         return
     emit(columns([_HEAD, *(_row(run) for run in found)]))
+
+
+def _clean_bases(runs_dir: Path, *, as_json: bool) -> None:
+    from llama_scale.runs.bases import clean_bases  # lazy: only this form
+
+    found = clean_bases(runs_dir)
+    if as_json:
+        emit_json([asdict(one) for one in found])
+        return
+    for one in found:
+        what = f"kept, as {one.kept}" if one.kept else "removed"
+        emit(f"{one.folder} ({one.source or 'source not known'}, {one.size / 1e6:,.1f} MB): {what}")
+    if not found:
+        say(f"no imported weights in {runs_dir}")
 
 
 def _row(run: dict[str, object]) -> tuple[str, ...]:

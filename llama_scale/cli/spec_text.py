@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from llama_scale.cli.recipes import Recipe
 from llama_scale.plan.run_plan import make_plan
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import check_text
 from llama_scale.spec.model import ModelShape
 from llama_scale.spec.profiles import Profile
@@ -26,16 +28,8 @@ name: {name}
 model:
 {model}
 {tokenizer}
-data:
-  kind: indexed
-  seq_length: {seq_length}
-  blend:
-    # Prefix of a .bin/.idx pair, from this file's folder: `llama-scale data build` writes one.
-    - path: data/train
-
-train:
-  steps: 1000             # or tokens: 1e9
-
+{data}
+{train}
 # global = micro x accumulation x data; any two are enough.
 batch:
   micro: 1
@@ -43,31 +37,19 @@ batch:
 
 # data x tensor x pipeline = nodes x devices_per_node.
 parallel:
-  data: {data}
+  data: {replicas}
   tensor: {tensor}
   pipeline: {pipeline}
   sequence: {sequence}{stage_layers}
 
 engine:
-  kind: megatron
-  distributed_optimizer: true
-  overlap_grad_reduce: {overlap}
+  kind: {engine}
 
-optimizer:
-  lr: 3e-4
-schedule:
-  kind: cosine
-  warmup_steps: 100
-precision:
+{optimizer}precision:
   compute: {compute}
 recompute: {{kind: {recompute}}}
 
-checkpoint:
-  every_steps: 100
-  keep_last: 2
-validation:
-  every_steps: 100
-
+{saving}
 cluster:
   {profile}     # {title}
   nodes: {nodes}
@@ -91,6 +73,8 @@ class Choice:
         profile_line: The key of the cluster profile with its value.
         profile: Its figures.
         launcher: Kind of the launcher.
+        engine: Kind of the engine.
+        recipe: What is trained and how.
         nodes: Hosts.
         tensor: Tensor parallel degree.
         pipeline: Pipeline stages.
@@ -105,6 +89,8 @@ class Choice:
     profile_line: str
     profile: Profile
     launcher: str
+    engine: str
+    recipe: Recipe
     nodes: int = 1
     tensor: int = 1
     pipeline: int = 1
@@ -160,7 +146,7 @@ def _fits(choice: Choice) -> bool:
     if loaded.spec is None:
         return False
     limit = choice.profile.memory_gb * 1e9 * MEMORY_SHARE
-    return max(stage.total for stage in make_plan(loaded.spec).memory) <= limit
+    return max(stage.total for stage in make_plan(any_length(loaded.spec)).memory) <= limit
 
 
 def render_spec(choice: Choice) -> str:
@@ -172,14 +158,17 @@ def render_spec(choice: Choice) -> str:
         description=_describe(choice.shape),
         model=choice.model,
         tokenizer=choice.tokenizer,
-        seq_length=min(4096 if cuda else 512, choice.shape.max_position_embeddings),
-        accumulation=4 * choice.pipeline if cuda or choice.pipeline > 1 else 2,
-        data=choice.data,
+        data=choice.recipe.data,
+        train=choice.recipe.train,
+        accumulation=_accumulation(choice, cuda=cuda),
+        replicas=choice.data,
         tensor=choice.tensor,
         pipeline=choice.pipeline,
-        sequence="true" if choice.tensor > 1 else "false",
+        sequence="true" if choice.tensor > 1 and choice.engine == "megatron" else "false",
         stage_layers=_stage_layers(choice),
-        overlap="true" if cuda and choice.data > 1 else "false",
+        engine=_engine(choice, cuda=cuda),
+        optimizer=choice.recipe.optimizer,
+        saving=choice.recipe.saving,
         compute="bf16" if cuda else "fp32",
         recompute=choice.recompute,
         profile=choice.profile_line,
@@ -191,6 +180,22 @@ def render_spec(choice: Choice) -> str:
         hosts=_hosts(choice),
         environment=_environment(choice.profile),
     )
+
+
+def _accumulation(choice: Choice, *, cuda: bool) -> int:
+    if choice.recipe.rows_a_step is not None:
+        return max(choice.pipeline, choice.recipe.rows_a_step // choice.data)
+    return 4 * choice.pipeline if cuda or choice.pipeline > 1 else 2
+
+
+def _engine(choice: Choice, *, cuda: bool) -> str:
+    """Write the kind of the engine and its usual settings."""
+    overlap = "true" if cuda and choice.data > 1 else "false"
+    settings = {
+        "megatron": f"\n  distributed_optimizer: true\n  overlap_grad_reduce: {overlap}",
+        "deepspeed": "\n  zero: 1",
+    }
+    return choice.engine + settings.get(choice.engine, "")
 
 
 def _describe(shape: ModelShape) -> str:

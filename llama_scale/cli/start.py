@@ -30,6 +30,9 @@ def _announce(run: RunFolder, plan: RunPlan) -> None:
         f"run {run.name}: {topology.world_size} processes (data {topology.dp_size} x tensor {topology.tp_size} x "
         f"pipeline {topology.pp_size}), {plan.steps} steps"
     )
+    start = run.load_start()
+    if start is not None:
+        say(f"{'weights' if plan.base_trainable else 'frozen base'}: {start.words()}")
     if not sys.stdout.isatty():  # else the line below is seen as well
         say(f"run folder: {run.path}")
     emit(str(run.path))

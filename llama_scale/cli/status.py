@@ -57,6 +57,9 @@ def describe_run(view: RunView) -> str:
         ("message", view.message),
         ("step", f"{facts['step']}/{facts.get('steps') or '?'}"),
     ]
+    start = view.run.load_start()
+    if start is not None:
+        rows.append(("weights", start.words()))
     if facts["loss"] is not None:
         rows.append(("loss", f"{facts['loss']:.4f}"))
     if facts["tokens_per_s"] is not None:

@@ -12,9 +12,11 @@ from llama_scale.cli.plan_search import layout_name
 from llama_scale.cli.plan_site import site_hardware
 from llama_scale.errors import LaunchError, SpecError
 from llama_scale.runs.atomic import write_atomically
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import check_text, load_spec
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.section_text import replace_sections
+from llama_scale.spec.start import from_seed
 from llama_scale.tune.layouts import KEEPABLE, tunable_layouts
 from llama_scale.tune.machine import machine_key, workload_key
 from llama_scale.tune.records import Trials, cache_folder
@@ -65,22 +67,26 @@ def tune(
         raise typer.BadParameter(f"{most} is fewer than --top {top}, which are launched at least", param_hint="--most")
     if write and overrides:
         raise typer.BadParameter("--write goes into SPEC, which has other values than --set gives; write these first")
-    resolved = load_spec(spec, overrides=overrides or ())
+    loaded = load_spec(spec, overrides=overrides or ())
+    resolved = any_length(loaded)
     if resolved.launcher.kind != "local":
         raise SpecError(
             f"launcher.kind={resolved.launcher.kind!r}: trials start on this machine; set launcher.kind=local"
         )
     hardware = site_hardware(resolved, gpu=gpu, file=hardware_file)
-    check_inputs(resolved)
-    ranked = tunable_layouts(resolved, hardware=hardware, keep=tuple(keep or ()))
+    tried = from_seed(resolved)
+    if resolved.model.init_from is not None:
+        say("trials draw the weights from the seed: how long a step takes does not depend on them")
+    check_inputs(tried)
+    ranked = tunable_layouts(tried, hardware=hardware, keep=tuple(keep or ()))
     folder = cache_folder() / "tune" / machine_key()
-    trials = Trials(folder / f"{workload_key(resolved)}.json", fresh=fresh)
+    trials = Trials(folder / f"{workload_key(tried)}.json", fresh=fresh)
     with open_progress(most=min(most, len(ranked)), layouts=len(ranked)) as progress:
 
         def measure(sections: Any) -> Any:
             name = next(layout_name(one) for one in ranked if describe_of(one) == sections)
             progress.begin(name)
-            trial = run_trial(resolved, sections, steps=steps, folder=folder / "runs", tick=progress.tick)
+            trial = run_trial(tried, sections, steps=steps, folder=folder / "runs", tick=progress.tick)
             progress.end(trial)
             return trial
 
@@ -95,7 +101,7 @@ def tune(
         problems = {one.trial.problem for one in outcome.layouts if one.trial is not None and one.trial.problem}
         raise LaunchError("none of the launched layouts ran: " + "; ".join(sorted(problems)[:3]))
     if write:
-        _write(Path(spec), best, resolved)
+        _write(Path(spec), best, loaded)
     elif not as_json:
         say("write it into the spec with: --write")
 

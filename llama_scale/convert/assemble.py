@@ -113,6 +113,7 @@ def _write_extensions(weights: Weights, adapters: tuple[StoredAdapter, ...], fol
     dtype = getattr(torch, config["dtype"])
     facts = {
         "seed": record.seed,
+        "base": weights.base_facts,
         "adapters": [_write_adapter(adapter, folder, dtype=dtype) for adapter in adapters],
         "mixture": mixture,
         "tasks": [task.model_dump(mode="json") | {"head": heads.get(task.name)} for task in record.tasks],

@@ -1,7 +1,7 @@
 """An embedding model as a folder of sentence-transformers: transformer, pooling, normalisation.
 
 FOLDER/config.json, model.safetensors   the base with the task's adapter merged, as a LlamaModel (no output layer)
-FOLDER/tokenizer.json                   ends every text with the EOS token, as the task does
+FOLDER/tokenizer.json                   begins and ends every text as the task does
 FOLDER/modules.json, 1_Pooling/, ...    what sentence-transformers reads; its prompts are the task's prefixes
 """
 
@@ -20,13 +20,15 @@ from llama_scale.convert.folders import (
     checkpoint_faults,
     new_folder,
     read_json,
+    run_of,
     write_json,
 )
 from llama_scale.convert.hf_config import CONFIG
 from llama_scale.convert.merge import Merger
 from llama_scale.convert.weights import Weights
-from llama_scale.data.tokenizer import load_tokenizer
-from llama_scale.errors import ConvertError
+from llama_scale.data.task_tokenizer import starts_texts
+from llama_scale.data.tokenizer import Tokenizer, load_tokenizer
+from llama_scale.errors import ConvertError, DataError
 from llama_scale.extensions import discover
 from llama_scale.spec.adapters import Task
 
@@ -83,7 +85,9 @@ def export_embeddings(
         # The weights are proven while the folder is still a causal language model, whose logits can be compared.
         if proof is not None:
             report["verify"] = proof(tmp, None if merger is None else merger.adapter.name)
-        _write_modules(tmp, discover.read_options(discover.task(entry.kind), entry.options))
+        run = run_of(checkpoint)
+        starts = run is None or starts_texts(run / "examples")
+        _write_modules(tmp, discover.read_options(discover.task(entry.kind), entry.options), starts=starts)
         write_json(tmp / REPORT, report)
     return report
 
@@ -106,10 +110,10 @@ def _find_task(weights: Weights, name: str | None) -> Task:
     )
 
 
-def _write_modules(folder: Path, options: Any) -> None:
+def _write_modules(folder: Path, options: Any, *, starts: bool) -> None:
     config = read_json(folder / CONFIG) or {}
     limit = max(options.max_query_tokens, options.max_document_tokens)
-    _write_tokenizer(folder, limit=limit)
+    _write_tokenizer(folder, limit=limit, starts=starts)
     # The weights keep the names of a LlamaForCausalLM; as a LlamaModel the output layer is not asked for.
     write_json(folder / CONFIG, config | {"architectures": ["LlamaModel"]})
     modules = [
@@ -132,29 +136,50 @@ def _write_modules(folder: Path, options: Any) -> None:
     write_json(folder / _POOLING / "config.json", pooling)
 
 
-def _write_tokenizer(folder: Path, *, limit: int) -> None:
-    """Make the folder's tokenizer end every text with EOS, cut to ``limit`` tokens in all, and nothing before it."""
-    from tokenizers import Tokenizer, normalizers, processors
+def _write_tokenizer(folder: Path, *, limit: int, starts: bool) -> None:
+    """Make the folder's tokenizer cut every text to ``limit`` tokens in all and end it with EOS, as the task does.
 
-    # Not one of config.json's: a model may have several that end a text, and the task ends its texts with this one.
-    eos = load_tokenizer(folder).eos_id if (folder / _TOKENIZER).is_file() else None
-    if eos is None:
-        raise ConvertError(
-            "an embedding model needs its tokenizer with an EOS token, and the checkpoint came without one; give it "
-            "with --tokenizer PATH"
-        )
-    made = Tokenizer.from_file(str(folder / _TOKENIZER))
-    token = made.id_to_token(eos)
-    made.no_truncation()
-    made.no_padding()
+    Args:
+        folder: The exported folder.
+        limit: Tokens of a text, what stands before and behind it included.
+        starts: Whether the task put before texts what the tokenizer puts there.
+
+    Raises:
+        ConvertError: There is no tokenizer, or it has no EOS token.
+    """
+    from tokenizers import normalizers, processors
+
+    loaded = _load_tokenizer(folder)
+    made, eos = loaded.encode.library, loaded.eos_id
+    before = [made.id_to_token(number) for number in loaded.start_ids] if starts else []
+    end = made.id_to_token(eos)
     strip = normalizers.Strip()  # as the task does
     made.normalizer = strip if made.normalizer is None else normalizers.Sequence([strip, made.normalizer])
+    single = [*before, "$A", end]
     made.post_processor = processors.TemplateProcessing(
-        single=f"$A {token}", pair=f"$A {token} $B {token}", special_tokens=[(token, eos)]
+        single=single,
+        pair=[*single, *(f"{part}:1" for part in (*before, "$B", end))],
+        special_tokens=[(token, made.token_to_id(token)) for token in {*before, end}],
     )
     made.save(str(folder / _TOKENIZER))
     settings = read_json(folder / _SETTINGS) or {}
-    settings |= {"eos_token": token, "pad_token": token, "padding_side": "right", "model_max_length": limit}
+    settings |= {"eos_token": end, "pad_token": end, "padding_side": "right", "model_max_length": limit}
     for name in ("add_bos_token", "add_eos_token", "bos_token"):
         settings.pop(name, None)
     write_json(folder / _SETTINGS, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    fault = (
+        "an embedding model needs its tokenizer with an EOS token, and the checkpoint came without one; give it with "
+        "--tokenizer PATH"
+    )
+    if not (folder / _TOKENIZER).is_file():
+        raise ConvertError(fault)
+    try:
+        loaded = load_tokenizer(folder)
+    except DataError as error:
+        raise ConvertError(str(error)) from error
+    if loaded.eos_id is None:
+        raise ConvertError(fault)
+    return loaded

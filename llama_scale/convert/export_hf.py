@@ -32,7 +32,7 @@ from llama_scale.convert.hf_config import (
     with_stops,
 )
 from llama_scale.convert.hf_weights import HfWriter, Outline, tensor_sha256
-from llama_scale.convert.import_hf import DTYPES
+from llama_scale.convert.inventory import DTYPES
 from llama_scale.convert.ledger import Ledger
 from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.merge import Merger
@@ -130,7 +130,7 @@ def write_model(
     return {
         "kind": "export",
         "source": str(weights.folder),
-        "base": None if weights.base is None else str(weights.base.folder),
+        "base": weights.base_facts,
         "adapter": None if merger is None else merger.adapter.name,
         "step": manifest.step,
         "group": weights.group(EMBEDDING, chosen),

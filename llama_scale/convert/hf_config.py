@@ -36,15 +36,9 @@ def read_shape(folder: Path) -> ModelShape:
             that the native model does not have (biases, another activation, another RoPE scaling).
     """
     try:
-        shape = read_hf_config(folder).shape
+        return read_hf_config(folder).shape
     except HfConfigError as error:
         raise ConvertError(f"{folder} cannot be converted: {error}") from error
-    if shape.num_heads % shape.num_kv_heads:
-        raise ConvertError(
-            f"{folder} cannot be converted: num_key_value_heads={shape.num_kv_heads} does not divide "
-            f"num_attention_heads={shape.num_heads}; config.json is damaged"
-        )
-    return shape
 
 
 def make_hf_config(

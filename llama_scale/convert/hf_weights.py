@@ -81,6 +81,10 @@ class HfWeights:
         """Return a tensor's element type."""
         return self._files[name].arrays[name].dtype
 
+    def path(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self._files[name].path
+
     def map(self, name: str) -> torch.Tensor:
         """Return a tensor as a view of its file; copy what is to be kept, then call ``release``."""
         return self._files[name].tensor(name)

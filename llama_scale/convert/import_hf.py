@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,12 +9,14 @@ from pathlib import Path
 
 import torch
 
+from llama_scale.checkpoint.bases import source_digest
 from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.pieces import Piece
-from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, commit
+from llama_scale.checkpoint.writer import ShardWriter, WrittenShard, build_manifest, publish, seal
 from llama_scale.convert.folders import (
     REPORT,
     Progress,
+    Proof,
     Silence,
     check_space,
     check_target,
@@ -26,20 +27,16 @@ from llama_scale.convert.folders import (
 )
 from llama_scale.convert.hf_config import read_shape
 from llama_scale.convert.hf_weights import HfWeights, tensor_sha256
+from llama_scale.convert.inventory import check_inventory, choose_dtype
 from llama_scale.convert.ledger import Ledger
-from llama_scale.convert.mapping import HF_EMBEDDING, HF_HEAD, hf_tensors, slices_of
+from llama_scale.convert.mapping import hf_tensors, slices_of
 from llama_scale.convert.shards import Layout, check_layout, padding_rows, shard_parts, topology_record
 from llama_scale.convert.threads import finish_shards, shards_at_once
 from llama_scale.errors import ConvertError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import Parameter, iter_parameters
 from llama_scale.spec.model import ModelShape
-from llama_scale.spec.nearby import some
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Formats of weights that native checkpoints and exports have."""
-
-_BUFFER = re.compile(r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq")
 _BASE_BYTES = 400 << 20  # Python, torch and their libraries
 
 
@@ -51,6 +48,7 @@ def import_hf(
     layout: Layout,
     dtype: str | None = None,
     max_ram_bytes: int | None = None,
+    proof: Proof | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the weights of a Hugging Face folder as a checkpoint (step 0, no optimizer state).
@@ -61,11 +59,13 @@ def import_hf(
         layout: How the tensors are cut into shards. Any layout reads any checkpoint; its own reads it fastest.
         dtype: ``fp32`` or ``bf16``; None keeps the files'.
         max_ram_bytes: Refuse before starting if more memory may be needed.
+        proof: Is called before the folder appears, see ``import_proof``; what it returns goes into report.json.
         progress: Is told of the bytes written.
 
     Raises:
         ConvertError: The folder is no LLaMA that can be converted (see ``read_shape``, ``HfWeights``), a tensor
-            is missing, unknown or of another shape, the layout does not divide the model, or writing failed.
+            is missing, unknown or of another shape, the layout does not divide the model, or writing or the proof
+            failed.
     """
     check_target(target)
     shape = read_shape(source)
@@ -101,11 +101,14 @@ def import_hf(
         for name, entry in manifest.tensors["model"].items():
             ledger.digest_target(name, f"piecewise:{entry.digest}")
         keep_origin(source, tmp)
-        facts = {"kind": "import", "source": str(source), "dtype": str(chosen).removeprefix("torch.")}
+        facts = {"kind": "import", "source": str(source), "source_digest": source_digest(source)}
+        facts |= {"dtype": str(chosen).removeprefix("torch.")}
         degrees = {"tensor": layout.tp_size, "pipeline": layout.pp_size, "virtual": layout.vp_size}
         padding = {"layout": degrees, "padding_rows_in_memory": padding_rows(shape, layout)}
-        write_json(tmp / REPORT, facts | padding | ledger.report())
-        commit(tmp, target, manifest)
+        seal(tmp, manifest)
+        verified = {} if proof is None else {"verify": proof(tmp)}
+        write_json(tmp / REPORT, facts | padding | ledger.report() | verified)
+        publish(tmp, target)
     return manifest
 
 
@@ -120,88 +123,6 @@ def _write_shards(
             writer.add_lazy(piece, global_shape=parameter.shape, dtype=dtype, load=copier.loader(parameter, box))
         writers.append(writer)
     return finish_shards(writers, at_once=at_once)
-
-
-def check_inventory(weights: HfWeights, shape: ModelShape) -> dict[str, str]:
-    """Compare the folder's tensors with those the config asks for.
-
-    Returns:
-        Tensors that carry no weight of their own -> why they are left out.
-
-    Raises:
-        ConvertError: Tensors are missing, unknown, of another shape, or an output layer contradicts the config.
-    """
-    wanted = hf_tensors(shape)
-    missing = [name for name in wanted if name not in weights.names]
-    if missing:
-        hint = "the folder is incomplete"
-        if missing == [HF_HEAD]:
-            hint = "config.json says tie_word_embeddings=false; set it to true if the model uses its embedding twice"
-        raise ConvertError(f"{weights.folder} has no tensor {_shown(missing)}; {hint}")
-    ignored: dict[str, str] = {}
-    unknown = []
-    for name in weights.names:
-        if name in wanted:
-            continue
-        if _BUFFER.fullmatch(name):
-            ignored[name] = "buffer of older transformers, computed anew from rope_theta"
-        elif name == HF_HEAD and shape.tie_word_embeddings:
-            _check_tied(weights)
-            ignored[name] = f"equal to {HF_EMBEDDING}, which config.json ties it to"
-        else:
-            unknown.append(name)
-    if unknown:
-        raise ConvertError(
-            f"{weights.folder} has the tensor {_shown(unknown)}, which a LLaMA of this config.json does not have; "
-            "convert the model without it, or mend config.json"
-        )
-    for name, tensor in wanted.items():
-        if weights.shape(name) != tensor.shape:
-            raise ConvertError(
-                f"{weights.folder}: {name} has the shape {list(weights.shape(name))}, config.json asks for "
-                f"{list(tensor.shape)}; one of the two is of another model"
-            )
-    return ignored
-
-
-def _check_tied(weights: HfWeights) -> None:
-    if weights.shape(HF_HEAD) != weights.shape(HF_EMBEDDING) or not torch.equal(
-        weights.map(HF_HEAD), weights.map(HF_EMBEDDING)
-    ):
-        raise ConvertError(
-            f"{weights.folder}: config.json says tie_word_embeddings=true, but {HF_HEAD} differs from {HF_EMBEDDING}; "
-            "set it to false to keep both, or remove the tensor"
-        )
-    weights.release(HF_HEAD)
-    weights.release(HF_EMBEDDING)
-
-
-def _shown(names: list[str]) -> str:
-    return some([repr(name) for name in names], most=4)
-
-
-def choose_dtype(weights: HfWeights, shape: ModelShape, asked: str | None) -> torch.dtype:
-    """Return the checkpoint's element type: the one asked for, or the files' own where that is possible.
-
-    Raises:
-        ConvertError: The files hold integers (a quantized model), or nothing was asked for and they hold fp16 or
-            several types.
-    """
-    found = {weights.dtype(name) for name in hf_tensors(shape)}
-    strange = {dtype for dtype in found if not dtype.is_floating_point}
-    if strange:
-        raise ConvertError(f"{weights.folder} holds {_dtypes(strange)}: a quantized model; convert the original one")
-    if asked is not None:
-        return DTYPES[asked]
-    if len(found) > 1 or not found <= set(DTYPES.values()):
-        raise ConvertError(
-            f"{weights.folder} holds {_dtypes(found)}; choose --dtype fp32 (exact) or --dtype bf16 (rounds)"
-        )
-    return found.pop()
-
-
-def _dtypes(dtypes: set[torch.dtype]) -> str:
-    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
 def _check_ram(parts: list[list[tuple[Parameter, Box]]], *, dtype: torch.dtype, limit: int | None) -> int:

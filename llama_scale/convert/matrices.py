@@ -9,7 +9,7 @@ import torch
 
 from llama_scale.convert.folders import Progress
 from llama_scale.convert.hf_weights import HfWeights
-from llama_scale.convert.import_hf import check_inventory
+from llama_scale.convert.inventory import check_inventory
 from llama_scale.convert.mapping import hf_tensors
 from llama_scale.convert.merge import Merger
 from llama_scale.convert.weights import Weights

@@ -31,14 +31,15 @@ from llama_scale.convert.turn_end import turn_end
 from llama_scale.data.tokenizer import load_tokenizer
 from llama_scale.errors import CheckpointError, ConvertError, DataError, SpecError
 from llama_scale.spec.adapters import Task
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.run import RunSpec
 
 _RECORD = "line.json"
 """What the other files of a kept origin do not say: the stop tokens that training added, and what is missing."""
 _SENTENCEPIECE = "sentencepiece.model"
 """A SentencePiece model that a spec names; a folder's tokenizer.model has settings of transformers beside it."""
-_SETTINGS = "tokenizer_config.json"
+_BESIDE_SENTENCEPIECE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Settings in the folder of a SentencePiece model, which belong to it."""
 _SILENT_TASKS = ("qa_extractive", "semantic_search")
 """Built-in kinds of tasks that write nothing."""
 
@@ -126,8 +127,9 @@ def write_origin(origin: Origin, folder: Path) -> None:
     elif tokenizer is not None:
         shutil.copyfile(tokenizer, folder / _SENTENCEPIECE)
         copy_templates(tokenizer.parent, folder)
-        if (tokenizer.parent / _SETTINGS).is_file():
-            shutil.copyfile(tokenizer.parent / _SETTINGS, folder / _SETTINGS)
+        for name in _BESIDE_SENTENCEPIECE:
+            if (tokenizer.parent / name).is_file():
+                shutil.copyfile(tokenizer.parent / name, folder / name)
     for name, config in ((CONFIG, origin.config), (GENERATION_CONFIG, origin.generation_config)):
         if config is not None:
             write_json(folder / name, config)
@@ -161,7 +163,7 @@ def _spec_of(run: Path, *, is_start: bool) -> tuple[RunSpec | None, str | None]:
     """Return a run's spec, or what is wrong with it where the run is only what another started from."""
     path = run / "spec.yaml"
     try:
-        return load_spec(path), None
+        return load_run_spec(path), None
     except SpecError as error:
         if is_start:
             return None, f"{path} ({error})"

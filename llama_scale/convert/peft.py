@@ -76,7 +76,7 @@ def export_peft(
         report: dict[str, Any] = {
             "kind": "peft",
             "source": str(weights.folder),
-            "base": None if weights.base is None else str(weights.base.folder),
+            "base": weights.base_facts,
             "adapter": found.name,
             "step": weights.manifest.step,
             "tokenizer": None if origin.tokenizer is None else str(origin.tokenizer),
@@ -89,15 +89,12 @@ def export_peft(
     return report
 
 
-def write_peft(
-    adapter: StoredAdapter, folder: Path, *, base: str | None = None, dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
-    """Write an adapter's PEFT folder.
+def write_peft(adapter: StoredAdapter, folder: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Write an adapter's PEFT folder, which names the base as the run's spec does.
 
     Args:
         adapter: An adapter of a kind that PEFT has.
         folder: Existing folder.
-        base: ``base_model_name_or_path``: where the base is as a Hugging Face folder or hub name.
         dtype: Element type of the base that it will be put on.
 
     Returns:
@@ -108,7 +105,7 @@ def write_peft(
     config = {
         "peft_type": form.peft_type,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": adapter.weights.base_name,
         "inference_mode": True,
         **form.settings(adapter.options, layers=layers),
     }

@@ -54,6 +54,7 @@ class Proof:
         tensors: Number of tensors compared.
         differing: Names of Hugging Face tensors that differ from the checkpoint's.
         comparisons: One a prompt.
+        numbers: What transformers' model has otherwise than the sharded one, a phrase each; only imports look.
     """
 
     checkpoint: str
@@ -63,11 +64,12 @@ class Proof:
     tensors: int
     differing: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
+    numbers: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether all weights and logits agree."""
-        return not self.differing and all(c.passed for c in self.comparisons)
+        """Whether all weights, numbers and logits agree."""
+        return not self.differing and not self.numbers and all(c.passed for c in self.comparisons)
 
     def to_data(self) -> dict[str, Any]:
         """Return JSON-able data."""
@@ -81,7 +83,7 @@ class Proof:
         """
         if self.passed:
             return
-        faults = []
+        faults = list(self.numbers)
         if self.differing:
             shown = ", ".join(self.differing[:4]) + (" ..." if len(self.differing) > 4 else "")
             faults.append(f"{len(self.differing)} of {self.tensors} tensors differ ({shown})")

@@ -85,7 +85,7 @@ def _mixture_class(folder: Path) -> Any:
 
 
 def load_text_tokenizer(folder: Path, *, trust_code: bool = False) -> Any:
-    """Return a folder's tokenizer as transformers loads it: with the BOS token that it puts before texts.
+    """Return a folder's tokenizer as transformers loads it.
 
     Args:
         folder: The folder.
@@ -94,10 +94,7 @@ def load_text_tokenizer(folder: Path, *, trust_code: bool = False) -> Any:
     Raises:
         ConvertError: There is none, it is damaged, or the folder brings code that may not run.
     """
-    if not has_tokenizer(folder):
-        raise ConvertError(
-            f"{folder} has no tokenizer; export it with `--tokenizer PATH`, or copy tokenizer.json into the folder"
-        )
+    require_text_tokenizer(folder)
     foreign = foreign_code(folder)
     if foreign is not None and not trust_code:
         raise ConvertError(f"{folder} brings code of its own: {foreign}; {CONSENT}")
@@ -110,6 +107,18 @@ def load_text_tokenizer(folder: Path, *, trust_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(folder, **settings)
     except Exception as error:  # whatever a damaged folder makes the library raise
         raise ConvertError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
+
+
+def require_text_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer.
+
+    Raises:
+        ConvertError: There is none.
+    """
+    if not has_tokenizer(folder):
+        raise ConvertError(
+            f"{folder} has no tokenizer; export it with `--tokenizer PATH`, or copy tokenizer.json into the folder"
+        )
 
 
 def native_model(weights: Weights, *, merger: Merger | None = None) -> Any:

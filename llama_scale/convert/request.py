@@ -9,6 +9,9 @@ from typing import Any
 BASE, MIXED, ADAPTER = "base", "mixture", "adapter:"
 """What a model may be asked to be: its bare base, its mixture, or the adapter of the name that follows."""
 
+FREQUENCIES = "inverse_frequencies"
+"""Name of RoPE's angle per position of each pair among the results: fp32 ``[head_dim / 2]``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -27,7 +30,9 @@ class Request:
         choices: Name of a prompt -> what the model is to be for it.
         generate: Greedy tokens to add to each prompt's first row; 0: none.
         stop_ids: Tokens that end a continuation.
-        out: Safetensors file to write: ``logits/NAME`` fp32 ``[batch, seq, vocab]``, ``tokens/NAME`` int64 ``[new]``.
+        out: Safetensors file to write: ``logits/NAME`` fp32 ``[batch, seq, vocab]``, ``tokens/NAME`` int64 ``[new]``,
+            and ``FREQUENCIES``.
+        stream: Read each matrix when it is used, and drop it then: for one forward pass, whatever the model's size.
         timeout_s: A collective that takes longer fails.
     """
 
@@ -43,6 +48,7 @@ class Request:
     generate: int
     stop_ids: tuple[int, ...]
     out: str
+    stream: bool = False
     timeout_s: int = 600
 
     def to_json(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_scale.convert.folders import read_json
 from llama_scale.data.task_tokenizer import TaskTokenizer
+from llama_scale.data.tokenizer import load_tokenizer
 from llama_scale.errors import DataError
 
 _QUESTION, _ANSWER = "V1", "W2"
@@ -32,18 +32,4 @@ def turn_end(path: Path) -> int | None:
     if not found or not end:
         return None
     last = tokenizer.encode(text)[-1]
-    return last if last in _control_ids(path) else None
-
-
-def _control_ids(path: Path) -> set[int]:
-    """Return the ids that no plain text is cut into."""
-    if path.is_dir() and not (path / "tokenizer.json").is_file():
-        path /= "tokenizer.model"
-    if path.is_dir():
-        return {token["id"] for token in (read_json(path / "tokenizer.json") or {}).get("added_tokens") or ()}
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-    proto = ModelProto()
-    proto.ParseFromString(path.read_bytes())
-    kinds = (ModelProto.SentencePiece.CONTROL, ModelProto.SentencePiece.USER_DEFINED)
-    return {number for number, piece in enumerate(proto.pieces) if piece.type in kinds}
+    return last if last in load_tokenizer(path).encode.library.get_added_tokens_decoder() else None

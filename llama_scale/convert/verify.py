@@ -70,7 +70,7 @@ def verify(
     """
     weights = Weights(checkpoint, base=base)
     other = compared(weights, hf, adapter=adapter, trust_code=trust_code)
-    chosen, note = _choose_layout(weights.manifest, layout)
+    chosen, note = choose_layout(weights.manifest, layout)
     stages = check_layout(weights.shape, chosen)
     prompts = _prompts(
         _tokenizer(hf, trust_code=trust_code), weights.manifest, num_tokens=num_tokens, generate=generate, seed=seed
@@ -82,7 +82,7 @@ def verify(
         save_prompts({label: prompts[prompt] for label, (_, prompt) in labels.items()}, folder / "prompts.safetensors")
         request = Request(
             checkpoint=str(Path(checkpoint).resolve()),
-            base=None if base is None else str(Path(base).resolve()),
+            base=None if weights.base is None else str(weights.base.folder.resolve()),
             dtype=str(other.dtype).removeprefix("torch."),
             tp_size=chosen.tp_size,
             pp_size=chosen.pp_size,
@@ -133,7 +133,7 @@ def _expected(
     return results
 
 
-def _choose_layout(manifest: Manifest, asked: Layout | None) -> tuple[Layout, str]:
+def choose_layout(manifest: Manifest, asked: Layout | None) -> tuple[Layout, str]:
     """Return the layout of the forward pass and a note if it is not the one that was meant."""
     shape, saved = manifest.shape, manifest.topology
     if asked is None:
@@ -226,7 +226,7 @@ def compare(
         tokens=tokens.shape[1],
         max_abs_diff=diff,
         scale=scale,
-        relative=diff / scale if scale else float("nan"),
+        relative=diff / scale if scale else diff if diff == 0 else float("nan"),
         same_argmax=(wanted.argmax(-1) == got.argmax(-1)).float().mean().item(),
         generated=length,
         generated_equal=equal,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from llama_scale.checkpoint.bases import BASES, bases_in
 from llama_scale.checkpoint.initial import fill, standard_deviation
-from llama_scale.checkpoint.manifest import BaseRecord
+from llama_scale.checkpoint.manifest import Manifest
 from llama_scale.checkpoint.reader import CheckpointReader
-from llama_scale.convert.folders import find_checkpoint
+from llama_scale.convert.folders import find_checkpoint, run_of
 from llama_scale.convert.ledger import Ledger
 from llama_scale.convert.mapping import HfTensor
+from llama_scale.convert.shards import Layout, even_stage_layers
+from llama_scale.convert.start import find_weights
 from llama_scale.errors import ConvertError, SpecError
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import Parameter, iter_parameters
 from llama_scale.plan.extensions import extra_parameters
 from llama_scale.spec.model import ModelShape
+from llama_scale.spec.start_folder import is_hf_folder
 
 
 class Weights:
@@ -53,8 +57,23 @@ class Weights:
         if record is None and base is not None:
             raise ConvertError(f"--base {base} is given, but {folder} holds its base itself; leave it out")
         if record is not None and record.kind == "checkpoint":
-            self.base = _open_base(self.folder, record, moved=base, verify=verify)
+            self.base = _open_base(self.folder, self.manifest, moved=base, verify=verify)
         self._check_names()
+
+    @property
+    def base_facts(self) -> dict[str, Any] | None:
+        """What exports say of what training started from: what the spec calls it and its digest; no path of here."""
+        start, base = self.manifest.started_from, self.manifest.base
+        if base is not None and base.kind == "seed":
+            return {"name": None, "seed": base.seed, "init_std": base.init_std}
+        if start is not None and start.kind != "seed":
+            return {"name": start.name, "digest": start.digest}
+        return None if base is None else {"name": None, "digest": base.parameter_digest}
+
+    @property
+    def base_name(self) -> str | None:
+        """What the spec calls the folder that training started from."""
+        return None if self.base_facts is None else self.base_facts["name"]
 
     def _extra(self) -> tuple[Parameter, ...]:
         record = self.manifest.extensions
@@ -162,17 +181,54 @@ def _torch(dtype: str) -> torch.dtype:
     return found
 
 
-def _open_base(folder: Path, record: BaseRecord, *, moved: Path | None, verify: Literal["sizes", "hashes"]) -> Weights:
-    place = Path(record.path or "") if moved is None else moved
-    if moved is None and not place.is_dir():
-        raise ConvertError(
-            f"the base of checkpoint {folder} was {place}, which is not there; say where it is now with --base FOLDER"
-        )
+def _open_base(folder: Path, manifest: Manifest, *, moved: Path | None, verify: Literal["sizes", "hashes"]) -> Weights:
+    """Open the frozen base of a checkpoint."""
+    record = manifest.base
+    assert record is not None
+    place = _place_of_base(folder, manifest) if moved is None else moved
+    if is_hf_folder(place):
+        place = _imported(place, folder, manifest)
     base = Weights(find_checkpoint(place), verify=verify)
     if record.parameter_digest not in (None, base.manifest.parameter_digest):
         raise ConvertError(
-            f"{place} is not the base of checkpoint {folder}: its weights have the digest "
+            f"{moved or place} is not the base of checkpoint {folder}: its weights have the digest "
             f"{base.manifest.parameter_digest[:12]}, training had {str(record.parameter_digest)[:12]}; give that one "
             "with --base FOLDER"
         )
     return base
+
+
+def _place_of_base(folder: Path, manifest: Manifest) -> Path:
+    """Return the folder that has a base's weights now: where training read them, or where they came from."""
+    assert manifest.base is not None
+    place, start = Path(manifest.base.path or ""), manifest.started_from
+    if start is not None and (found := find_weights(start, bases=_bases_of(folder, manifest))) is not None:
+        return found
+    if place.is_dir() and (start is None or start.kind != "folder"):
+        return place
+    gone = f"the base of checkpoint {folder} was {place}, which is not there, or damaged"
+    if start is None or start.kind != "folder":
+        raise ConvertError(f"{gone}; say where it is now with --base FOLDER")
+    source = Path(start.path or "")
+    if not is_hf_folder(source):
+        raise ConvertError(f"{gone}, and neither is {source}, from which it came; give that folder with --base FOLDER")
+    return source
+
+
+def _bases_of(folder: Path, manifest: Manifest) -> Path:
+    """Return the folder of imported weights that a checkpoint's run uses."""
+    run = run_of(folder)
+    if run is not None:
+        return bases_in(run.parent)
+    place = Path(manifest.base.path or "") if manifest.base is not None else Path()
+    return place.parent if place.parent.name == BASES else bases_in(folder.parent)
+
+
+def _imported(source: Path, folder: Path, manifest: Manifest) -> Path:
+    """Return the imported weights of a Hugging Face folder that is, or was, the base of a checkpoint."""
+    from llama_scale.convert.base_import import import_base  # lazy: its proof reads checkpoints through this module
+
+    stages = manifest.topology.pp_size
+    counts = even_stage_layers(manifest.shape.num_layers, pp_size=stages)
+    layout = Layout(tp_size=manifest.topology.tp_size, pp_size=stages, stage_layers=counts)
+    return import_base(source, _bases_of(folder, manifest), layout=layout).folder

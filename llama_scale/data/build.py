@@ -17,7 +17,7 @@ from llama_scale import __version__
 from llama_scale.data.documents import Source
 from llama_scale.data.output import explain_os_errors, write_file
 from llama_scale.data.statistics import entropy_nats
-from llama_scale.data.tokenizer import Encode, Tokenizer, load_tokenizer
+from llama_scale.data.tokenizer import Tokenizer, load_tokenizer
 from llama_scale.data.writer import TokenFileWriter
 from llama_scale.errors import DataError
 
@@ -48,6 +48,8 @@ class TokenFileRecord:
         unigram_entropy_nats: Entropy of the distribution of ids.
         append_eos: Whether each document ends with EOS.
         eos_id: Its id.
+        start_ids: Ids before each document, as the tokenizer itself puts them before a text: its BOS, or none.
+        special_in_text: Documents whose text spells a special token, which was read as that token.
         tokenizer: ``kind``, ``path``, ``vocab_size`` and the ``sha256`` of its file.
         sha256: Of the ``bin`` and the ``idx`` file.
         inputs: ``path`` and ``bytes`` of the text files.
@@ -61,6 +63,8 @@ class TokenFileRecord:
     unigram_entropy_nats: float
     append_eos: bool
     eos_id: int | None
+    start_ids: list[int]
+    special_in_text: int
     tokenizer: dict[str, str | int]
     sha256: dict[str, str]
     inputs: list[dict[str, str | int]]
@@ -79,7 +83,8 @@ def build_token_files(
 ) -> TokenFileRecord:
     """Write PREFIX.bin, PREFIX.idx and PREFIX.json.
 
-    The files depend on text, tokenizer and ``append_eos`` only, not on ``workers``.
+    A document begins as ``tokenizer(text)`` of transformers does, with BOS where the tokenizer puts one; whether it
+    ends with EOS is ``append_eos``'s alone. The files depend on text, tokenizer and ``append_eos``, not on ``workers``.
 
     Args:
         source: The text.
@@ -102,12 +107,13 @@ def build_token_files(
         )
     with explain_os_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-    encoder = _Encoder(loaded.encode, eos_id=loaded.eos_id if append_eos else None)
+    encoder = _DocumentEncoder(loaded, append_eos=append_eos)
     read = _ReadCounter()
-    total, empty = source.size_bytes, 0
+    total, empty, special = source.size_bytes, 0, 0
     with TokenFileWriter(output, vocab_size=loaded.vocab_size) as writer:
         batches = _batches(source.documents(on_read=read))
-        for ids, lengths in _encode(batches, encoder, tokenizer=tokenizer, workers=workers):
+        for ids, lengths, spelled in _encode(batches, encoder, workers=workers):
+            special += spelled
             kept = [length for length in lengths if length]
             empty += len(lengths) - len(kept)
             writer.add(ids, kept)
@@ -115,7 +121,7 @@ def build_token_files(
                 done, tokens = len(writer.lengths), int(writer.counts.sum())
                 on_progress(Progress(read_bytes=read.bytes, total_bytes=total, documents=done, tokens=tokens))
         digests = writer.commit()
-    record = _record(writer, loaded, source, append_eos=append_eos, empty=empty, digests=digests)
+    record = _record(writer, loaded, source, append_eos=append_eos, empty=empty, special=special, digests=digests)
     write_file(_beside(output, ".json"), (json.dumps(asdict(record), indent=2) + "\n").encode())
     return record
 
@@ -144,17 +150,25 @@ class _ReadCounter:
         self.bytes = read
 
 
-class _Encoder:
-    """Encode a batch of documents to one array, EOS behind each that is not empty."""
+_Encoded = tuple[np.ndarray, list[int], int]
+"""Ids of a batch, the lengths of its documents, and how many of these spell a special token."""
 
-    def __init__(self, encode: Encode, *, eos_id: int | None) -> None:
-        self._encode = encode
-        self._end = [] if eos_id is None else [eos_id]
 
-    def __call__(self, texts: list[str]) -> tuple[np.ndarray, list[int]]:
-        documents = [ids + self._end if ids else ids for ids in self._encode(texts)]
+class _DocumentEncoder:
+    """Encode a batch of documents to one array: what starts a document, its ids, EOS; nothing for an empty one."""
+
+    def __init__(self, tokenizer: Tokenizer, *, append_eos: bool) -> None:
+        self._encode = tokenizer.encode
+        self._start = list(tokenizer.start_ids)
+        self._end = [tokenizer.eos_id] if append_eos and tokenizer.eos_id is not None else []
+        self._special = tokenizer.special_ids
+
+    def __call__(self, texts: list[str]) -> _Encoded:
+        found = self._encode(texts)
+        special = sum(not self._special.isdisjoint(ids) for ids in found)
+        documents = [[*self._start, *ids, *self._end] if ids else ids for ids in found]
         flat = [token for ids in documents for token in ids]
-        return np.array(flat, np.int64), [len(ids) for ids in documents]
+        return np.array(flat, np.int64), [len(ids) for ids in documents], special
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -170,18 +184,14 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _encode(
-    batches: Iterator[list[str]], encoder: _Encoder, *, tokenizer: Path, workers: int
-) -> Iterator[tuple[np.ndarray, list[int]]]:
+def _encode(batches: Iterator[list[str]], encoder: _DocumentEncoder, *, workers: int) -> Iterator[_Encoded]:
     """Encode batches, in order; at most two batches a worker are under way, which bounds the memory."""
     if workers == 1:
         yield from map(encoder, batches)
         return
-    waiting: deque[Future[tuple[np.ndarray, list[int]]]] = deque()
+    waiting: deque[Future[_Encoded]] = deque()
     context = multiprocessing.get_context("spawn")  # numpy and tokenizers hold threads, which fork does not survive
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(tokenizer, encoder._end)
-    ) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(encoder,)) as pool:
         try:
             for batch in batches:
                 waiting.append(pool.submit(_encode_in_worker, batch))
@@ -197,15 +207,15 @@ def _encode(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker_encoder: _Encoder | None = None
+_worker_encoder: _DocumentEncoder | None = None
 
 
-def _start_worker(tokenizer: Path, end: list[int]) -> None:
-    global _worker_encoder  # noqa: PLW0603 - a pool's process has no other place for what it loads once
-    _worker_encoder = _Encoder(load_tokenizer(tokenizer).encode, eos_id=end[0] if end else None)
+def _start_worker(encoder: _DocumentEncoder) -> None:
+    global _worker_encoder  # noqa: PLW0603 - a pool's process has no other place for what it is given once
+    _worker_encoder = encoder
 
 
-def _encode_in_worker(texts: list[str]) -> tuple[np.ndarray, list[int]]:
+def _encode_in_worker(texts: list[str]) -> _Encoded:
     assert _worker_encoder is not None
     return _worker_encoder(texts)
 
@@ -217,6 +227,7 @@ def _record(
     *,
     append_eos: bool,
     empty: int,
+    special: int,
     digests: dict[str, str],
 ) -> TokenFileRecord:
     return TokenFileRecord(
@@ -228,6 +239,8 @@ def _record(
         unigram_entropy_nats=entropy_nats(writer.counts),
         append_eos=append_eos,
         eos_id=tokenizer.eos_id,
+        start_ids=list(tokenizer.start_ids),
+        special_in_text=special,
         tokenizer={
             "kind": tokenizer.kind,
             "path": str(tokenizer.file.resolve()),

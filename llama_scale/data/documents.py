@@ -8,6 +8,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -112,43 +113,91 @@ def file_kind(path: Path) -> str:
 def numbered_lines(path: Path, raw: BinaryIO) -> Iterator[tuple[int, str]]:
     """Yield numbered lines with their ends; faults of file, compression and encoding name file and line."""
     number = 0
-    try:
-        packed = path.suffix.lower() == ".gz"
-        stream: BinaryIO = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
+    with named_faults(path, lambda: number):
+        stream = unpacked(path, raw)
         while line := stream.readline():
             number += 1
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+
+
+def unpacked(path: Path, raw: BinaryIO) -> BinaryIO:
+    """Return a file's bytes, unpacked if its name ends in .gz."""
+    return io.BufferedReader(gzip.GzipFile(fileobj=raw)) if path.suffix.lower() == ".gz" else raw
+
+
+@contextmanager
+def named_faults(path: Path, line: Callable[[], int]) -> Iterator[None]:
+    """Turn faults of file, compression and encoding into messages that name file and line.
+
+    Args:
+        path: The file.
+        line: Returns the number of the line that was read last.
+
+    Raises:
+        DataError: A fault came up.
+    """
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}:{number}: byte 0x{error.object[error.start]:02x} at column {error.start + 1} is no UTF-8; "
+            f"{path}:{line()}: byte 0x{error.object[error.start]:02x} at column {error.start + 1} is no UTF-8; "
             f"convert the file, for example with: iconv -f latin1 -t utf-8"
         ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}:{number + 1}: the gzip data is cut off or damaged ({error}); copy it again") from error
+        raise DataError(f"{path}:{line() + 1}: the gzip data is cut off or damaged ({error}); copy it again") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def json_object(line: str, *, where: str) -> dict[str, Any]:
+def json_object(line: str, *, where: str, decoder: json.JSONDecoder | None = None) -> dict[str, Any]:
     """Read one line of a JSONL file.
 
+    Args:
+        line: The line.
+        where: ``FILE:LINE``, for messages.
+        decoder: What reads it; default: one that lets the last of equal keys count.
+
     Raises:
-        DataError: It is no JSON object, or holds what is no text; ``where`` (file:line) is named.
+        DataError: It is no JSON object, or holds what is no text; ``where`` is named.
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line) if decoder is None else decoder.decode(line)
     except (json.JSONDecodeError, RecursionError) as error:
         reason, column = (error.msg, error.colno) if isinstance(error, json.JSONDecodeError) else ("nested too deep", 1)
         raise DataError(f"{where}:{column}: no JSON ({reason}); each line must be one JSON object") from error
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: {line.strip()[:60]!r} is no JSON object; each line must be one, with named values")
-    if "\\ud" in line.lower():
+    check_text(row, line, where=where)
+    return row
+
+
+def check_text(row: Any, source: str, *, where: str) -> None:
+    """Check that the JSON value which ``source`` stands for holds no half of a surrogate pair.
+
+    Raises:
+        DataError: It does; ``where`` is named.
+    """
+    if "\\ud" in source.lower():
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = str(error.object)[error.start]
             raise DataError(f"{where}: {half!r} is half of a surrogate pair, and no text; remove it") from error
-    return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"the key {twice!r} stands twice in one object; keep one of them")
+    return found
+
+
+UNIQUE_KEYS = json.JSONDecoder(object_pairs_hook=_unique)
+"""Reads JSON in which no key may stand twice in an object: the last one would count, and the others be lost."""
 
 
 def _text_of(line: str, *, where: str, field: str) -> str:

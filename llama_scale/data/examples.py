@@ -1,4 +1,4 @@
-"""Read examples of tasks from JSONL (plain or gzipped) and Parquet; every fault names file, row and field."""
+"""Read examples of tasks from JSONL, JSON (both plain or gzipped) and Parquet; faults name file, row and field."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from llama_scale.data.documents import JSONL, file_kind, json_object, numbered_lines
+from llama_scale.data.documents import JSONL, UNIQUE_KEYS, file_kind, json_object, numbered_lines
+from llama_scale.data.json_rows import begins_with_object, json_rows
 from llama_scale.errors import DataError
 
 SplitName = Literal["train", "validation", "test"]
@@ -29,7 +30,8 @@ _SYNONYMS: dict[str, SplitName] = {
 """What data sets call their splits."""
 
 _PARQUET = (".parquet", ".pq")
-_KINDS = ".jsonl, .ndjson (plain or with .gz) and .parquet"
+_LIST = ".json"
+_KINDS = ".jsonl, .ndjson, .json (plain or with .gz) and .parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +147,22 @@ _FAULTS: dict[Form, Callable[[Any, bool], str | None]] = {
 def find_files(path: Path) -> list[Path]:
     """Return the file, or the files of a folder that can hold examples, sorted by name.
 
+    A folder's .json files are not read: next to examples they mostly describe them.
+
     Raises:
         DataError: There is none, or its kind is not known.
     """
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.is_file() and file_kind(p) in (*JSONL, *_PARQUET))
         if not files:
-            raise DataError(f"{path} is a folder without examples; it needs files that end in {_KINDS}")
+            raise DataError(
+                f"{path} is a folder without examples; it needs files that end in .jsonl, .ndjson (plain or with .gz) "
+                "or .parquet (a .json file is read where it is named itself)"
+            )
         return files
     if not path.exists():
         raise DataError(f"{path} does not exist; name a file of examples, or a folder of them")
-    if file_kind(path) not in (*JSONL, *_PARQUET):
+    if file_kind(path) not in (*JSONL, *_PARQUET, _LIST):
         raise DataError(f"{path}: examples are read from {_KINDS}; convert it, one JSON object a line")
     return [path]
 
@@ -167,7 +174,13 @@ def read_examples(path: Path) -> Iterator[Example]:
         DataError: A file is missing, damaged or of an unknown kind, a line is no JSON object, or pyarrow is missing.
     """
     for file in find_files(path):
-        yield from _read_parquet(file) if file_kind(file) in _PARQUET else _read_jsonl(file)
+        if file_kind(file) in _PARQUET:
+            yield from _read_parquet(file)
+        elif file_kind(file) == _LIST and not begins_with_object(file):
+            with file.open("rb") as raw:
+                yield from (Example(f"{file}:{line}", row) for line, row in json_rows(file, raw))
+        else:
+            yield from _read_jsonl(file)
 
 
 def _read_jsonl(path: Path) -> Iterator[Example]:
@@ -176,7 +189,7 @@ def _read_jsonl(path: Path) -> Iterator[Example]:
             for number, line in numbered_lines(path, raw):
                 if line.strip():
                     where = f"{path}:{number}"
-                    yield Example(where, json_object(line, where=where))
+                    yield Example(where, json_object(line, where=where, decoder=UNIQUE_KEYS))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -28,6 +28,8 @@ class TokenStatistics:
         distinct_tokens: Number of different ids.
         shortest_tokens: Length of the shortest document.
         longest_tokens: Length of the longest document.
+        first_id: The id that every document begins with; None if they differ.
+        last_id: The id that every document ends with; None if they differ.
         unigram_entropy_nats: Loss of the best model that looks at no context: what a training must beat.
     """
 
@@ -39,6 +41,8 @@ class TokenStatistics:
     distinct_tokens: int
     shortest_tokens: int
     longest_tokens: int
+    first_id: int | None
+    last_id: int | None
     unigram_entropy_nats: float
 
 
@@ -72,6 +76,8 @@ def token_statistics(prefix: str) -> TokenStatistics:
         found[: len(counts)] += counts
         counts = found
     used = np.flatnonzero(counts)
+    held = file.lengths > 0
+    firsts, lasts = file.starts[held], file.starts[held] + file.lengths[held] - 1
     return TokenStatistics(
         prefix=prefix,
         documents=len(file),
@@ -81,8 +87,15 @@ def token_statistics(prefix: str) -> TokenStatistics:
         distinct_tokens=len(used),
         shortest_tokens=int(file.lengths.min()) if len(file) else 0,
         longest_tokens=int(file.lengths.max()) if len(file) else 0,
+        first_id=_common_id(tokens[firsts]),
+        last_id=_common_id(tokens[lasts]),
         unigram_entropy_nats=entropy_nats(counts),
     )
+
+
+def _common_id(ids: np.ndarray) -> int | None:
+    """Return the one id that all are equal to, or None."""
+    return int(ids[0]) if len(ids) and (ids == ids[0]).all() else None
 
 
 def verify_digests(prefix: str) -> None:

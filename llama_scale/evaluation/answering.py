@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from llama_scale.convert.folders import run_of
 from llama_scale.convert.foreign_code import CONSENT, foreign_code
 from llama_scale.convert.heads import HEADS
-from llama_scale.convert.reference import load_text_tokenizer
-from llama_scale.data.task_tokenizer import TaskTokenizer
+from llama_scale.convert.reference import require_text_tokenizer
+from llama_scale.data.task_tokenizer import TaskTokenizer, starts_texts
 from llama_scale.errors import LaunchError
 from llama_scale.evaluation.assembled import AssembledModel, Sampling
 from llama_scale.evaluation.source import Source
@@ -68,13 +68,14 @@ class Answering:
             self._tasks[name] = make_task(self.source.spec, name, tokenizer=self.tokenizer)
         return self._tasks[name]
 
-    def text_tokenizer(self) -> Any:
-        """Return the folder's tokenizer as transformers loads it.
+    def text_tokenizer(self) -> TaskTokenizer:
+        """Return the folder's own tokenizer.
 
         Raises:
-            ConvertError: There is none, or it is damaged.
+            ConvertError: There is none.
         """
-        return load_text_tokenizer(self.source.folder, trust_code=self.trust_code)
+        require_text_tokenizer(self.source.folder)
+        return TaskTokenizer(self.source.folder, trust_code=self.trust_code)
 
     def choose(self, who: str, *, task: str | None) -> str:
         """Let somebody answer from now on; returns the name.
@@ -132,7 +133,11 @@ def answering(source: Source, *, sampling: Sampling, batch_size: int, trust_code
             f"checkpoint, or {CONSENT}"
         )
     named = None if source.spec is None else source.spec.tokenizer
-    tokenizer = TaskTokenizer(source.folder if named is None else Path(named.path))
+    run = None if source.checkpoint is None else run_of(source.checkpoint)
+    tokenizer = TaskTokenizer(
+        source.folder if named is None else Path(named.path),
+        starts_texts=run is None or starts_texts(run / "examples"),
+    )
     model = AssembledModel(
         source.folder,
         sampling=sampling,

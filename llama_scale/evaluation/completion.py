@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_scale.errors import ConvertError
+from llama_scale.data.task_tokenizer import TaskTokenizer
+from llama_scale.errors import ConvertError, DataError
 from llama_scale.evaluation.assembled import AssembledModel
 
 
@@ -30,7 +31,7 @@ class Completion:
 
 
 def complete(
-    model: AssembledModel, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, chat: bool = False
+    model: AssembledModel, tokenizer: TaskTokenizer, prompts: Sequence[str], *, max_new_tokens: int, chat: bool = False
 ) -> list[Completion]:
     """Complete each prompt.
 
@@ -60,19 +61,16 @@ def complete(
     ]
 
 
-def _encode(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
+def _encode(tokenizer: TaskTokenizer, prompt: str, *, chat: bool) -> list[int]:
     if not chat:
-        return list(tokenizer(prompt)["input_ids"])
-    if not tokenizer.chat_template:
-        raise ConvertError("--chat: the tokenizer has no chat template; leave --chat out, or add chat_template.jinja")
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [*tokenizer.start_ids, *tokenizer.encode(prompt)]
+    try:
+        text = tokenizer.chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    except DataError as error:
+        raise ConvertError(f"--chat: {error}") from error
+    return tokenizer.encode(text)
 
 
-def _text(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
+def _text(tokenizer: TaskTokenizer, prompt: list[int], new: list[int]) -> str:
     # Decoded together with the prompt: a word's first token alone would lose the space before it.
-    start = len(tokenizer.decode(prompt, skip_special_tokens=True))
-    whole: str = tokenizer.decode([*prompt, *new], skip_special_tokens=True)
-    return whole[start:]
+    return tokenizer.decode([*prompt, *new])[len(tokenizer.decode(prompt)) :]

@@ -18,7 +18,7 @@ from llama_scale.convert.hf_config import CONFIG
 from llama_scale.convert.origin import lost_with
 from llama_scale.errors import LaunchError
 from llama_scale.runs.find import find_run, is_run_folder
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec, load_spec
 from llama_scale.spec.run import RunSpec
 
 
@@ -66,7 +66,7 @@ def open_source(
         ConvertError: It cannot be assembled.
         SpecError: The spec is not valid.
     """
-    given = None if spec is None else load_spec(str(spec))
+    given = None if spec is None else (load_run_spec if is_run_folder(spec.parent) else load_spec)(spec)
     path = Path(name)
     if (path / CONFIG).is_file() or (path / MANIFEST).is_file():
         if step is not None:
@@ -76,7 +76,7 @@ def open_source(
             return
         with tempfile.TemporaryDirectory(prefix="llama-scale-") as temporary:
             run = run_of(path)
-            known = given or (load_spec(str(run / "spec.yaml")) if run else None)
+            known = given or (load_run_spec(run / "spec.yaml") if run else None)
             yield _assemble(path, Path(temporary) / "hf", spec=known, run=None, progress=progress)
         return
     if path.is_dir() and not is_run_folder(path):
@@ -86,7 +86,7 @@ def open_source(
     run = find_run(name, root=runs_dir).path
     checkpoint = _checkpoint(run, step)
     folder = run / "assembled" / checkpoint.name
-    known = given or load_spec(str(run / "spec.yaml"))
+    known = given or load_run_spec(run / "spec.yaml")
     yield _assemble(checkpoint, folder, spec=known, run=run, progress=progress)
 
 

@@ -13,9 +13,10 @@ from llama_scale.data.task_tokenizer import TaskTokenizer
 from llama_scale.errors import DataError, LaunchError
 from llama_scale.evaluation.bootstrap import Scores, resamples, score
 from llama_scale.extensions import discover
-from llama_scale.extensions.examples import Example, SplitName
+from llama_scale.extensions.examples import SPLITS, Example, SplitName
 from llama_scale.extensions.task import Model, Outcome, Task, TaskContext
 from llama_scale.spec.model import InlineModel
+from llama_scale.spec.nearby import either
 from llama_scale.spec.run import RunSpec
 
 
@@ -95,12 +96,21 @@ def choose_examples(task: Task, protocol: Protocol) -> list[Example]:
     """
     examples = list(task.examples(protocol.split))
     if not examples:
-        raise DataError(f"task {task.context.name}: its {protocol.split} split has no examples; choose another --split")
+        others = [split for split in SPLITS if split != protocol.split and _holds_examples(task, split)]
+        remedy = f"use --split {either(others)}" if others else "its files hold none at all"
+        raise DataError(f"task {task.context.name}: its {protocol.split} split has no examples; {remedy}")
     if protocol.limit is None or protocol.limit >= len(examples):
         return examples
     # Raw bits: NumPy promises the same order for ever only for them.
     order = np.argsort(np.random.PCG64(protocol.seed).random_raw(len(examples)), kind="stable")
     return [examples[i] for i in sorted(order[: protocol.limit])]
+
+
+def _holds_examples(task: Task, split: SplitName) -> bool:
+    try:
+        return any(True for _ in task.examples(split))
+    except DataError:  # the split has no file
+        return False
 
 
 def evaluate(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from llama_scale.data.examples import (
     split_by_field,
     split_by_share,
 )
+from llama_scale.data.row_fields import check_unread, unread_fields
 from llama_scale.errors import DataError
 from llama_scale.extensions.api import TaskOptions
 from llama_scale.spec.base import NonNegativeFloat, PathStr, PositiveFloat, Section
@@ -29,7 +30,7 @@ class SplitField(Section):
     """One file (or folder of files) whose rows say which split they belong to."""
 
     kind: Literal["split_field"]
-    path: PathStr = Field(description="JSONL (.gz too) or Parquet file, or a folder of them.")
+    path: PathStr = Field(description="JSONL, JSON (.gz too) or Parquet file, or a folder of them.")
     field: str = Field("split", min_length=1, description="Field with train, validation (valid, dev) or test.")
 
 
@@ -37,7 +38,7 @@ class SplitFiles(Section):
     """One file (or folder of files) a split."""
 
     kind: Literal["split_files"]
-    train: PathStr | None = Field(None, description="JSONL (.gz too) or Parquet file for training.")
+    train: PathStr | None = Field(None, description="JSONL, JSON (.gz too) or Parquet file for training.")
     validation: PathStr | None = Field(None, description="The same for the validation loss.")
     test: PathStr | None = Field(None, description="The same for evaluation.")
 
@@ -52,7 +53,7 @@ class SplitShares(Section):
     """One file (or folder of files) whose rows fall into splits by a hash, so that a row never changes its split."""
 
     kind: Literal["split_shares"]
-    path: PathStr = Field(description="JSONL (.gz too) or Parquet file, or a folder of them.")
+    path: PathStr = Field(description="JSONL, JSON (.gz too) or Parquet file, or a folder of them.")
     train: PositiveFloat = Field(90.0, description="Share for training.")
     validation: NonNegativeFloat = Field(5.0, description="Share for validation.")
     test: NonNegativeFloat = Field(5.0, description="Share for evaluation.")
@@ -66,11 +67,36 @@ Examples = Annotated[SplitField | SplitFiles | SplitShares, Field(discriminator=
 class FileTaskOptions(TaskOptions):
     """Base of the options of a task whose examples are rows of files."""
 
+    refuses_unread: ClassVar[bool] = False
+    """Whether ``columns`` (or ``read_fields``) names all that the task reads, so that other fields that carry meaning
+    are errors. The built-in tasks say so; a task that does not has them named in the log with all others."""
+
+    added_options: ClassVar[frozenset[str]] = frozenset({"ignore_fields"})
+    """Options that a later version of the task has added: at their defaults, a run that is resumed keeps the rows that
+    an earlier version prepared for it."""
+
     data: Examples = Field(description="The files with the examples, and how they are split.")
+    ignore_fields: tuple[str, ...] = Field(
+        (),
+        description="Fields of rows, and keys of messages, that are left out on purpose although they mean something.",
+    )
 
     def columns(self) -> tuple[Column, ...]:
         """Return the fields that each row must have."""
         return ()
+
+    def read_fields(self, example: Example) -> frozenset[str]:
+        """Return the names of all fields that are read of a row; default: those of ``columns``."""
+        del example
+        return frozenset(column.name for column in self.columns())
+
+    def unread_fields(self, example: Example) -> set[str]:
+        """Return the names of a row's fields that say something, and are neither read nor left out on purpose."""
+        return unread_fields(example, self._known_fields(example))
+
+    def _known_fields(self, example: Example) -> set[str]:
+        splitting = {getattr(self.data, "field", None), getattr(self.data, "key", None)}
+        return {*self.read_fields(example), *self.ignore_fields, *(name for name in splitting if name)}
 
     def check(self, example: Example) -> None:
         """Check one row; a launch does so for the rows of all splits.
@@ -79,6 +105,26 @@ class FileTaskOptions(TaskOptions):
             DataError: The row cannot be used; its file and line are named.
         """
         check_example(example, self.columns())
+
+    def check_row(self, example: Example) -> None:
+        """Check one row, the fields that are not read included.
+
+        Raises:
+            DataError: As ``check``, or a field that carries meaning would be passed over.
+        """
+        self.check(example)
+        if self.refuses_unread:
+            check_unread(example, self._known_fields(example))
+
+    def first_rows_check(self, tokenizer: Path) -> Callable[[Example], None] | None:
+        """Return what a launch checks the first rows with besides, given the run's tokenizer; None: nothing."""
+        del tokenizer
+        return None
+
+    def launch_notes(self, tokenizer: Path) -> Iterator[str]:
+        """Yield what a user must know before a launch, given the run's tokenizer."""
+        del tokenizer
+        yield from ()
 
     def faults(self, seq_length: int) -> Iterator[str]:
         """Yield what of the options does not fit a run with rows of ``seq_length`` tokens."""
@@ -115,7 +161,7 @@ def read_all(options: FileTaskOptions, *, only: SplitName | None = None) -> Iter
         DataError: As :func:`read_split`.
     """
     for name, example in _rows(options.data, only):
-        options.check(example)
+        options.check_row(example)
         yield name, example
 
 

@@ -5,13 +5,14 @@ Shape letters: S sequence, R rows (sequences of this task in a micro-batch), H h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from llama_scale.data.chat_turns import RenderedChat
 from llama_scale.extensions.examples import Example, FileTaskOptions, SplitName, read_split
 
 
@@ -23,8 +24,21 @@ class Tokenizer(Protocol):
         """Id of the token that ends a document."""
         ...
 
+    @property
+    def start_ids(self) -> list[int]:
+        """Ids that the tokenizer puts before a text that starts a sequence: its BOS, or none.
+
+        A task puts them before the text that starts a sequence or a segment, and before no other; a rendered
+        conversation begins with what its template writes.
+        """
+        ...
+
     def encode(self, text: str) -> list[int]:
-        """Return token ids, without special tokens."""
+        """Return token ids; nothing is put before or behind them."""
+        ...
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        """Return the ids of a text that continues another one, such as an answer behind its prompt."""
         ...
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -35,15 +49,45 @@ class Tokenizer(Protocol):
         """Return the text of token ids, without special tokens."""
         ...
 
-    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return the text of a conversation by the tokenizer's chat template; special tokens are part of it.
 
         Args:
-            messages: ``{"role": ..., "content": ...}`` each.
+            messages: ``{"role": ..., "content": ...}`` each, with more keys that the template reads.
             add_generation_prompt: End with the head of the assistant's next turn.
+            tools: JSON schemas of tools.
+            options: More variables of the template.
 
         Raises:
             DataError: The tokenizer has no template, or the template refuses the conversation.
+        """
+        ...
+
+    def conversation(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        turns: Collection[int],
+        tools: Sequence[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> RenderedChat:
+        """Return the text of a conversation, and the characters of it that some turns of the assistant cover.
+
+        Args:
+            messages: As for ``chat``.
+            turns: Numbers of messages of the assistant, from 0.
+            tools: As for ``chat``.
+            options: As for ``chat``.
+
+        Raises:
+            DataError: As ``chat``; or the template passes over a key of a message, or does not let the turns be told.
         """
         ...
 
@@ -116,7 +160,8 @@ class HeadContext(Protocol):
         """Join ``[R, ...]`` of all data parallel replicas to ``[R_0 + R_1 + ..., ...]``, with gradient.
 
         R is the number of this task's rows; it differs between replicas and may be 0: ``Task.loss`` is called on every
-        replica as soon as one of them has rows in this micro-batch slot, and all of them must call this alike.
+        replica as soon as one of them has rows in this micro-batch slot, and all of them must call this alike. In
+        validation ``Task.loss`` is given groups of rows, the same on every layout, and this returns ``x``.
         """
         ...
 
@@ -207,6 +252,10 @@ class Task:
     def predict(self, model: Model, examples: Sequence[Example]) -> Iterator[Outcome]:
         """Yield what the model makes of examples, in order."""
         raise NotImplementedError
+
+    def notes(self) -> Sequence[str]:
+        """Return what a user must know of the examples that were encoded so far; it is logged as a warning."""
+        return ()
 
     def corpus_scores(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
         """Return the metrics of a whole set; default: the means of the examples' scores."""

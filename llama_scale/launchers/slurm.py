@@ -48,6 +48,7 @@ class SlurmLauncher:
             host_python=python,
             grace_s=f"{launcher.grace_s:g}",
             container=launcher.container,
+            bases=spec.model.init_from is not None,
             forward_regex=forward_regex((*NETWORK_VARIABLES, *launcher.forward)),
         )
         inside = launcher.container.python if launcher.container else python

@@ -31,7 +31,10 @@ def _unresolved(spec: RunSpec) -> Iterator[Problem]:
     for name, value in (("global", batch.global_), ("micro", batch.micro), ("accumulation", batch.accumulation)):
         if value is None:
             yield Problem(path=("batch", name), message="the batch is not resolved", hint=hint)
-    if spec.train.steps is None:
+    if spec.train.epochs is not None:
+        hint = "`launch` and `plan` count the rows; in Python: `runs.length.counted`, or `spec.length.any_length`"
+        yield Problem(path=("train", "epochs"), message="the rows of an epoch are not counted yet", hint=hint)
+    elif spec.train.steps is None:
         yield Problem(path=("train", "steps"), message="the number of steps is not resolved", hint=hint)
 
 

@@ -101,17 +101,14 @@ def step_time(workload: Workload, *, constants: Constants = DEFAULT, timer: Laye
             for stage in range(parallel.pp)]  # fmt: skip
     busy[0] += sum(times.embedding)
     busy[-1] += sum(times.head)
-    slow = max(range(parallel.pp), key=lambda stage: busy[stage])
     micro = workload.micro_batches
-    ends = (sum(times.embedding) if slow == 0 else 0.0) + (sum(times.head) if slow == parallel.pp - 1 else 0.0)
     transfers = _transfers(workload, fabric, micro=micro)
-    bubble = (sum(busy) - busy[slow]) / parallel.vp
-    seconds = busy[slow] * micro + transfers
-    data = exposed_seconds(
-        workload, fabric, forward=layer.forward, backward=layer.backward + again, layers=trained[slow],
-        trunk_layers=frozen[slow], trunk=below,
-    )  # fmt: skip
     nodes = max(1.0, parallel.devices / max(1, workload.devices_per_node))
+    straggler = constants.straggler * log2(nodes)
+    data = _data(workload, fabric, times=times, again=again, stages=list(zip(trained, frozen, strict=True)))
+    slow = _slowest(busy, data, workload=workload, straggler=straggler)
+    bubble = (sum(busy) - busy[slow]) / parallel.vp
+    ends = (sum(times.embedding) if slow == 0 else 0.0) + (sum(times.head) if slow == parallel.pp - 1 else 0.0)
 
     def spent(part: str) -> float:
         seconds: float = trained[slow] * sum(getattr(layer, part))
@@ -129,10 +126,37 @@ def step_time(workload: Workload, *, constants: Constants = DEFAULT, timer: Laye
         tensor=spent("tensor"),
         transfers=transfers,
         bubble=bubble,
-        data=data,
+        data=data[slow],
         optimizer=_optimizer(workload, constants=constants),
-        straggling=constants.straggler * log2(nodes) * (seconds + bubble),
+        straggling=straggler * (busy[slow] * micro + transfers + bubble),
     )
+
+
+def _data(
+    workload: Workload, fabric: Fabric, *, times: PassTimes, again: float, stages: list[tuple[int, int]]
+) -> list[float]:
+    """Return the exposed data parallel traffic of each stage, of so many layers that train and others below them."""
+    layer, trunk = times.layer, times.trunk
+    exposed = {
+        (layers, below): exposed_seconds(
+            workload, fabric, forward=layer.forward, backward=layer.backward + again, layers=layers,
+            trunk_layers=below, trunk=0.0 if trunk is None else trunk.forward,
+        )
+        for layers, below in set(stages)
+    }  # fmt: skip
+    return [exposed[stage] for stage in stages]
+
+
+def _slowest(busy: list[float], data: list[float], *, workload: Workload, straggler: float) -> int:
+    """Return the stage that the update waits for.
+
+    It need not be the one that computes longest: a stage with fewer layers can hide less traffic under them. The time
+    of a stage is its computing, its bubble ``(sum(busy) - busy[stage]) / vp`` and its exposed traffic; terms that are
+    equal for all stages are left out here.
+    """
+    weight = (1 + straggler) * (workload.micro_batches - 1 / workload.parallel.vp)
+    by_computing = sorted(range(len(busy)), key=lambda stage: -busy[stage])  # of equals, the first counts
+    return max(by_computing, key=lambda stage: weight * busy[stage] + data[stage])
 
 
 def make_timer(device: Device, fabric: Fabric) -> LayerTimer:

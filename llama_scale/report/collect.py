@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llama_scale.errors import LlamaScaleError, ReportError
 from llama_scale.plan.estimate import Estimate, estimate
@@ -16,7 +18,7 @@ from llama_scale.report.metrics import Curves, read_curves
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.records import MemoryPeak, RankFailure, Verdict, load_record
 from llama_scale.runs.view import RunView, look
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.run import RunSpec
 
 _RANK_FILE = re.compile(r"memory-rank-(\d+)\.json")
@@ -54,6 +56,7 @@ class RunFacts:
         peaks: Largest measured bytes of a rank of each stage; empty if none were recorded.
         predicted: Predicted speed, where an accelerator is known.
         capacity: Bytes of a device, where the site is known.
+        examples: What became of the tasks' examples: task and split, and their record.
         problem: What could not be read, for the reader.
     """
 
@@ -67,6 +70,7 @@ class RunFacts:
     peaks: dict[int, MemoryPeak]
     predicted: Estimate | None
     capacity: float | None
+    examples: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     problem: str = ""
 
 
@@ -102,13 +106,25 @@ def collect(run: RunFolder, *, name: str, hardware_of: Callable[[RunSpec], Hardw
         peaks=_peaks(run, plan),
         predicted=predicted,
         capacity=None if spec is None else capacity_bytes(spec),
+        examples=tuple(_examples(run)),
         problem=problem,
     )
 
 
+def _examples(run: RunFolder) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield task and split of what was prepared, and its record as it stands; damaged ones are left out."""
+    for file in sorted(run.examples.glob("*/*/record.json")):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict):
+            yield f"{file.parent.parent.name.rpartition('-')[0]}, {file.parent.name}", record
+
+
 def _spec(run: RunFolder) -> tuple[RunSpec | None, str]:
     try:
-        return load_spec(str(run.spec)), ""
+        return load_run_spec(str(run.spec)), ""
     except LlamaScaleError as error:
         return None, f"Its spec cannot be read any more: {str(error)[:300]}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 MOST_POINTS = 600
-"""Points of a drawn curve; more are averaged in equal groups."""
+"""Points of a drawn curve; more are averaged in groups of equally many steps."""
 
 Points = tuple[tuple[float, float], ...]
 
@@ -25,6 +25,9 @@ class Curves:
         values: Name of a value -> (step, value); not finite where a step recorded none.
         responsibilities: Adapter -> (step, share of the tokens that it answers for).
         task_losses: Task -> (step, loss).
+        weights: Name of a value -> what each of its numbers weighs in a mean: a loss the tokens it was divided by, a
+            rate the seconds; of a name that is not here all weigh the same. Adapters are ``ADAPTER + name``, tasks
+            ``TASK + name``.
         times: Seconds since the epoch of each record.
         lines: Lines read.
         broken: Lines that are no records.
@@ -33,13 +36,26 @@ class Curves:
     values: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     responsibilities: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     task_losses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    weights: dict[str, list[float]] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)
     lines: int = 0
     broken: int = 0
 
     def curve(self, name: str) -> Points:
         """Return a value's curve, thinned for drawing."""
-        return thin(self.values.get(name, ()))
+        return thin(self.values.get(name, ()), self.weights.get(name))
+
+    def share_curve(self, adapter: str) -> Points:
+        """Return an adapter's responsibilities, thinned for drawing."""
+        return thin(self.responsibilities[adapter], self.weights[ADAPTER + adapter])
+
+    def task_curve(self, task: str) -> Points:
+        """Return a task's losses, thinned for drawing."""
+        return thin(self.task_losses[task], self.weights[TASK + task])
+
+    def mean_share(self, adapter: str) -> float:
+        """Return the share of all tokens of the run that an adapter answers for; NaN if none is recorded."""
+        return _mean(self.responsibilities[adapter], self.weights[ADAPTER + adapter])[1]
 
     def last(self, name: str) -> float | None:
         """Return a value's last finite number."""
@@ -58,6 +74,9 @@ class Curves:
         return max(0.0, self.times[-1] - self.times[0] - sum(steps[1:]))
 
 
+ADAPTER, TASK = "adapter/", "task/"
+_WEIGHTS = {"loss": "tokens", "tokens_per_s": "step_time_s", "mfu": "step_time_s"}
+"""Value -> the value that it is divided by."""
 _NAMES = ("loss", "validation_loss", "tokens_per_s", "step_time_s", "data_s", "mfu", "grad_norm", "lr")
 
 
@@ -69,8 +88,17 @@ def read_curves(path: Path) -> Curves:
         for name in _NAMES:
             if name in record:
                 curves.values.setdefault(name, []).append((step, _number(record[name])))
-        _group(record.get("responsibilities"), step, curves.responsibilities)
-        _group(record.get("task_losses"), step, curves.task_losses)
+                if name in _WEIGHTS:
+                    curves.weights.setdefault(name, []).append(_weight(record.get(_WEIGHTS[name])))
+        # Version 0.1 recorded the step's tokens alone.
+        tokens, shared = record.get("tokens"), record.get("responsibility_tokens")
+        for name, value in _items(record.get("responsibilities")):
+            curves.responsibilities.setdefault(name, []).append((step, value))
+            curves.weights.setdefault(ADAPTER + name, []).append(_weight(tokens if shared is None else shared))
+        counted = dict(_items(record.get("task_tokens")))
+        for name, value in _items(record.get("task_losses")):
+            curves.task_losses.setdefault(name, []).append((step, value))
+            curves.weights.setdefault(TASK + name, []).append(_weight(counted.get(name, tokens)))
         curves.times.append(_seconds(record.get("time_utc")))
     return curves
 
@@ -95,10 +123,14 @@ def _records(path: Path, curves: Curves) -> Iterator[dict[str, Any]]:
                 curves.broken += 1
 
 
-def _group(found: object, step: float, into: dict[str, list[tuple[float, float]]]) -> None:
-    if isinstance(found, Mapping):
-        for name, value in found.items():
-            into.setdefault(str(name), []).append((step, _number(value)))
+def _items(found: object) -> list[tuple[str, float]]:
+    return [(str(name), _number(value)) for name, value in found.items()] if isinstance(found, Mapping) else []
+
+
+def _weight(value: object) -> float:
+    """Return what a number weighs; one without a record of it weighs next to nothing, but is not lost."""
+    weight = _number(value)
+    return weight if math.isfinite(weight) and weight > 0 else 1e-9
 
 
 def _number(value: object) -> float:
@@ -112,15 +144,24 @@ def _seconds(value: object) -> float:
         return math.nan
 
 
-def thin(points: Points | list[tuple[float, float]], *, most: int = MOST_POINTS) -> Points:
-    """Average groups of neighbours so that at most ``most`` points remain; a group without a number stays a gap."""
+def thin(
+    points: Points | list[tuple[float, float]], weights: Sequence[float] | None = None, *, most: int = MOST_POINTS
+) -> Points:
+    """Average groups of neighbours so that at most ``most`` points remain; a group without a number stays a gap.
+
+    Args:
+        points: (x, y).
+        weights: What each y weighs in the mean of its group; None: all the same.
+        most: Points at most.
+    """
     size = -(-len(points) // most)
     if size <= 1:
         return tuple(points)
-    return tuple(_mean(points[start : start + size]) for start in range(0, len(points), size))
+    weights = weights or [1.0] * len(points)
+    return tuple(_mean(points[at : at + size], weights[at : at + size]) for at in range(0, len(points), size))
 
 
-def _mean(group: Points | list[tuple[float, float]]) -> tuple[float, float]:
-    known = [y for _, y in group if math.isfinite(y)]
+def _mean(group: Points | list[tuple[float, float]], weights: Sequence[float]) -> tuple[float, float]:
+    known = [(y, weight) for (_, y), weight in zip(group, weights, strict=True) if math.isfinite(y)]
     x = group[-1][0]
-    return (x, sum(known) / len(known)) if known else (x, math.nan)
+    return (x, sum(y * weight for y, weight in known) / sum(weight for _, weight in known)) if known else (x, math.nan)

@@ -15,7 +15,7 @@ from llama_scale.charts.scene import Scene
 from llama_scale.charts.timeline import pipeline_timeline
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.report.collect import RunFacts
-from llama_scale.report.metrics import Points, thin
+from llama_scale.report.metrics import Points
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,7 @@ def make_sections(runs: Sequence[RunFacts]) -> tuple[Section, ...]:
         _memory(runs),
         _timelines(runs),
         *_adapters(runs),
+        *_examples(runs),
         _attempts(runs),
     )
 
@@ -221,16 +222,16 @@ def _adapters(runs: Sequence[RunFacts]) -> Iterator[Section]:
     shares, losses, rows = [], [], []
     for run in runs:
         for name, points in sorted(run.curves.responsibilities.items()):
-            shares.append((_name(run, runs, name), thin(points)))
-            mean = [y for _, y in points if math.isfinite(y)]
-            if mean:
-                rows.append((_name(run, runs, name), f"{mean[-1]:.1%}", f"{sum(mean) / len(mean):.1%}"))
-        losses += [(_name(run, runs, name), thin(points)) for name, points in sorted(run.curves.task_losses.items())]
+            shares.append((_name(run, runs, name), run.curves.share_curve(name)))
+            known = [y for _, y in points if math.isfinite(y)]
+            if known:
+                rows.append((_name(run, runs, name), f"{known[-1]:.1%}", f"{run.curves.mean_share(name):.1%}"))
+        losses += [(_name(run, runs, name), run.curves.task_curve(name)) for name in sorted(run.curves.task_losses)]
     if shares:
         figure = line_chart(
             _numbered(shares), title="Responsibilities of the adapters", x_label="step", y_label="share", zero=True
         )
-        table = Table(caption="Responsibilities", columns=("adapter", "last step", "mean of the run"), rows=tuple(rows))
+        table = Table(caption="Responsibilities", columns=("adapter", "last step", "whole run"), rows=tuple(rows))
         text = "The share of the training tokens that each adapter answers for."
         yield Section(key="adapters", title="Adapters", text=text, figures=(figure,), tables=(table,))
     if losses:
@@ -243,6 +244,23 @@ def _numbered(curves: Sequence[tuple[str, Points]]) -> list[Series]:
         Series(name=name, points=points, colour=n, dashed=n >= len(SERIES))  # colours repeat then
         for n, (name, points) in enumerate(curves)
     ]
+
+
+_COUNTS = ("examples", "features", "rows", "tokens", "cut", "dropped")
+
+
+def _examples(runs: Sequence[RunFacts]) -> Iterator[Section]:
+    """Yield what became of the tasks' examples, where a run has any."""
+    rows = []
+    for run in runs:
+        for name, record in run.examples:
+            counts = [f"{record[key]:,}" if isinstance(record.get(key), int) else "" for key in _COUNTS]
+            told = [", ".join(map(str, record.get("unread") or ())), " ".join(map(str, record.get("notes") or ()))]
+            rows.append((_name(run, runs, name), *counts, *told))
+    if rows:
+        columns = ("task, split", *_COUNTS[:1], "sequences", *_COUNTS[2:], "fields not read", "notes")
+        table = Table(caption="What became of the tasks' examples", columns=columns, rows=tuple(rows))
+        yield Section(key="examples", title="Examples", tables=(table,))
 
 
 def _attempts(runs: Sequence[RunFacts]) -> Section:

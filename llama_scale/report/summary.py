@@ -31,6 +31,9 @@ def _facts(run: RunFacts) -> Iterator[tuple[str, str]]:
     yield "folder", str(run.view.run.path)
     if spec is not None and spec.model.kind == "inline":
         yield "model", spec.model.name
+    start = run.view.run.load_start()
+    if start is not None:
+        yield "weights", f"{start.words()}{'' if plan.base_trainable else ' (frozen base)'}"
     yield "parameters", f"{model_numel(plan.shape):,}"
     yield "engine", plan.engine
     yield "data x tensor x pipeline", f"{topology.dp_size} x {topology.tp_size} x {topology.pp_size}"

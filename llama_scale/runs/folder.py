@@ -9,9 +9,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_scale.errors import LaunchError
 from llama_scale.runs.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from llama_scale.checkpoint.manifest import StartRecord
 
 RUN_VARIABLE = "LLAMA_SCALE_RUN"
 """Environment variable that marks every process of a run; its value is the run folder's path."""
@@ -46,6 +50,33 @@ class RunFolder:
     def bundle(self) -> Path:
         """The text that is executed; earlier ones are kept as ``bundle-000``, ``bundle-001``, ..."""
         return self.path / "bundle"
+
+    @property
+    def base(self) -> Path:
+        """What the run's weights started from (``StartRecord``)."""
+        return self.path / "base.json"
+
+    def load_start(self) -> StartRecord | None:
+        """Return what the run's weights started from; None if nobody has written it, as in runs of version 0.1."""
+        from llama_scale.checkpoint.manifest import StartRecord  # lazy: most commands do not ask
+
+        try:
+            return StartRecord.model_validate_json(self.base.read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def save_start(self, record: StartRecord) -> None:
+        """Write down what the run's weights started from.
+
+        Raises:
+            LaunchError: The folder cannot be written.
+        """
+        try:
+            write_atomically(self.base, record.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise LaunchError(
+                f"cannot write {self.base}: {error.strerror}; check the folder's permissions and space"
+            ) from error
 
     @property
     def status(self) -> Path:
@@ -150,13 +181,23 @@ class RunFolder:
         return number
 
     @classmethod
-    def create(cls, root: Path, *, name: str, files: Mapping[str, str]) -> RunFolder:
+    def create(
+        cls,
+        root: Path,
+        *,
+        name: str,
+        files: Mapping[str, str],
+        start: StartRecord | None = None,
+        examples: Path | None = None,
+    ) -> RunFolder:
         """Make ``root/<name>-<utc>-<4hex>`` with its bundle, all at once or not at all.
 
         Args:
             root: Folder of runs; created if missing.
             name: Name of the run.
             files: The bundle, file name -> text; ``spec.yaml`` and ``plan.json`` are copied beside it.
+            start: What the run's weights start from; None leaves it to the job.
+            examples: Folder of examples that are prepared already, if it exists: it becomes the run's.
 
         Raises:
             LaunchError: The folder cannot be written (read-only, full, not a folder).
@@ -173,10 +214,17 @@ class RunFolder:
             for folder in (scratch.logs, scratch.checkpoints, scratch.attempts):
                 folder.mkdir()
             scratch.write_bundle(files)
+            if start is not None:
+                scratch.save_start(start)
+            if examples is not None and examples.exists():
+                shutil.move(examples, scratch.examples)
             scratch.path.rename(run.path)
         except OSError as error:
             shutil.rmtree(scratch.path, ignore_errors=True)
             raise _cannot_create(root, error) from error
+        except LaunchError:
+            shutil.rmtree(scratch.path, ignore_errors=True)
+            raise
         return run
 
     def write_bundle(self, files: Mapping[str, str]) -> None:

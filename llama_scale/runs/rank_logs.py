@@ -26,12 +26,12 @@ def rank_log_path(run: RunFolder, rank: int) -> Path:
         rank: Global rank; it need not be one of the present layout.
     """
     from llama_scale.plan.run_plan import RunPlan  # lazy: the agent, which imports this module, needs the number only
-    from llama_scale.spec.load import load_spec
+    from llama_scale.spec.load import load_run_spec
 
     own = run.rank_log(rank)
     if own.exists() or RunPlan.from_json(run.plan.read_text(encoding="utf-8")).topology.world_size <= RANK_LOGS:
         return own
-    return node_log_path(run, rank // load_spec(run.spec).cluster.devices_per_node)
+    return node_log_path(run, rank // load_run_spec(run.spec).cluster.devices_per_node)
 
 
 def node_log_path(run: RunFolder, node: int) -> Path:

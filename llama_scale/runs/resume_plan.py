@@ -63,7 +63,9 @@ _LAYOUT = (
     "launcher",
     "model.vocab_pad_multiple",
     "model.init_from",
+    "model.base_name",
     "model.name",
+    "train.from",
 )
 """Sections and fields that do not change what is trained; those that move tensors are judged by the manifest."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel
 
 from llama_scale.spec.compose import compose
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.overrides import apply_overrides
 from llama_scale.spec.run import RunSpec
 from llama_scale.spec.source import read_text
@@ -35,11 +35,11 @@ def load_resumed(path: Path, *, overrides: Sequence[str]) -> tuple[RunSpec, tupl
         SpecError: The changed spec is not valid.
     """
     if not overrides:
-        return load_spec(path), ()
-    old = load_spec(path)
+        return load_run_spec(path), ()
+    old = load_run_spec(path)
     derived = _followers(path, old, overrides)
     kinds = list(_changed_kinds(old, overrides))
-    spec = load_spec(path, overrides=[*(text for text, _ in kinds), *derived, *overrides])
+    spec = load_run_spec(path, overrides=[*(text for text, _ in kinds), *derived, *overrides])
     return spec, (*(note for _, note in kinds if note), *_notes(old, spec, derived))
 
 
@@ -57,7 +57,7 @@ def _changed_kinds(old: RunSpec, overrides: Sequence[str]) -> Iterator[tuple[str
         kind = value.strip().strip("'\"")
         member = next((m for m in _union(section) if kind in get_args(m.model_fields["kind"].annotation)), None)
         if member is None or isinstance(before, member):
-            continue  # load_spec says what is wrong
+            continue  # load_run_spec says what is wrong
         settings = before.model_dump(mode="json", by_alias=True, exclude={"kind"})
         kept = {name: value for name, value in settings.items() if name in member.model_fields}
         left = [f"{section}.{name}" for name in settings if name not in kept]
@@ -92,7 +92,7 @@ def _followers(path: Path, old: RunSpec, overrides: Sequence[str]) -> list[str]:
     parallel = data.get("parallel") if isinstance(data, dict) else None
     degrees = [parallel.get(key, 1) for key in ("data", "tensor", "pipeline")] if isinstance(parallel, dict) else []
     if not degrees or not all(isinstance(n, int) and n > 0 for n in degrees):
-        return []  # load_spec says what is wrong
+        return []  # load_run_spec says what is wrong
     dp_size, tp_size, pp_size = degrees
     if old.cluster.nodes == 1 and not any(_names(key, "cluster") for key in named):
         derived.append(f"cluster.devices_per_node={dp_size * tp_size * pp_size}")

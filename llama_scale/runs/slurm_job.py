@@ -25,7 +25,7 @@ from llama_scale.runs.outcome import Outcome
 from llama_scale.runs.records import Status, Submission, load_record
 from llama_scale.runs.submission import load_submission
 from llama_scale.runs.supervisor import hold_signals, release_signals, supervise_folder
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _supervise(run: RunFolder, number: str) -> int:
-    launcher = load_spec(run.spec).launcher
+    launcher = load_run_spec(run.spec).launcher
     job = SlurmJob(run, job=number, may_requeue=launcher.kind == "slurm" and launcher.requeue)
     code = supervise_folder(run, take_lock=lambda: RunLock.acquire(run, patience_s=_LOCK_PATIENCE_S), settle=job.settle)
     if job.requeue_wanted:

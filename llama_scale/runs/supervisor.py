@@ -34,7 +34,7 @@ from llama_scale.runs.progress import last_step
 from llama_scale.runs.reserve import give_back, set_aside, write_report
 from llama_scale.runs.restart import decide_restart
 from llama_scale.runs.start import new_status
-from llama_scale.spec.load import load_spec
+from llama_scale.spec.load import load_run_spec
 from llama_scale.spec.run import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -301,7 +301,7 @@ def supervise_folder(
         lock = take_lock()
         os.set_inheritable(lock.fd, False)
         adopt_orphans()
-        spec = load_spec(run.spec)
+        spec = load_run_spec(run.spec)
         plan = RunPlan.from_json(run.plan.read_text(encoding="utf-8"))
         return Supervisor(run, spec=spec, plan=plan, settle=settle).supervise()
     except (OSError, LlamaScaleError) as error:

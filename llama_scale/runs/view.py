@@ -58,7 +58,7 @@ class RunView:
     def to_dict(self) -> dict[str, Any]:
         """Return what ``status --json`` prints."""
         base = self.status.model_dump(mode="json") if self.status else {}
-        line = last_step(self.run.metrics)
+        line, start = last_step(self.run.metrics), self.run.load_start()
         return base | {
             "name": self.run.name,
             "path": str(self.run.path),
@@ -68,6 +68,7 @@ class RunView:
             "loss": line.loss if line else None,
             "tokens_per_s": line.tokens_per_s if line else None,
             "processes_left": list(self.leftovers),
+            "started_from": None if start is None else start.model_dump(exclude_none=True),
         }
 
 

@@ -13,6 +13,7 @@ from llama_scale.simulate.changes import Change, compare
 from llama_scale.spec.dump import dump_yaml
 from llama_scale.spec.load import check_text
 from llama_scale.spec.run import RunSpec
+from llama_scale.spec.start import from_seed
 
 STEPS = 10
 SAVE_EVERY = 3
@@ -34,6 +35,8 @@ _NETWORK = ("NCCL_", "UCX_", "GLOO_", "FI_", "CUDA_")
 
 _REASONS: Mapping[str, str] = {
     "model.init_from": "drawn from the seed",
+    "model.base_name": "drawn from the seed",
+    "train.from": "drawn from the seed",
     "model.init_std": "narrow layers act as strongly as wide ones do, or a fault of one hardly shows",
     "model.vocab_size": "divided by its padding, or not, as before",
     "train.timeout_s": "a collective that hangs is told soon",
@@ -102,10 +105,11 @@ def shrink(spec: RunSpec, inputs: Inputs) -> tuple[RunSpec, tuple[Change, ...]]:
         LaunchError: A plugin's options fit no small model.
     """
     before = spec.model_dump(mode="json", by_alias=True)
+    seeded = from_seed(spec).model_dump(mode="json", by_alias=True)
     problems: tuple[Problem, ...] = ()
     for width in _WIDTHS:
         for small_options in (True, False):
-            after = _Shrinking(before, inputs, width=width, small_options=small_options).run()
+            after = _Shrinking(seeded, inputs, width=width, small_options=small_options).run()
             loaded = check_text(dump_yaml(after), name="simulation", folder="/", env={})
             if loaded.spec is not None:
                 found = loaded.spec.model_dump(mode="json", by_alias=True)
@@ -177,7 +181,6 @@ class _Shrinking:
         old, new = self.spec["model"], self.new["model"]
         new |= sizes.widths(old, tensor=self.spec["parallel"]["tensor"], width=self.width)
         new["num_layers"] = self.layers
-        new["init_from"] = None
         new["init_std"] = max(old["init_std"], round(new["hidden_size"] ** -0.5, 4))
         new["vocab_size"], new["vocab_pad_multiple"] = sizes.vocabulary(
             old["vocab_size"],
@@ -220,7 +223,7 @@ class _Shrinking:
         new, batch = self.new, self.new["batch"]
         batch["micro"], batch["accumulation"] = sizes.degree(batch["micro"]), sizes.degree(batch["accumulation"])
         batch["global"] = batch["micro"] * batch["accumulation"] * new["parallel"]["data"]
-        new["train"] |= {"steps": STEPS, "timeout_s": min(new["train"]["timeout_s"], _TIMEOUT_S)}
+        new["train"] |= {"steps": STEPS, "epochs": None, "timeout_s": min(new["train"]["timeout_s"], _TIMEOUT_S)}
         schedule = new["schedule"]
         schedule["warmup_steps"] = min(schedule["warmup_steps"], 2)
         if "decay_steps" in schedule:

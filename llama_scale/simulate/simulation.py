@@ -18,6 +18,7 @@ from llama_scale.simulate import phases
 from llama_scale.simulate.changes import Change, table
 from llama_scale.simulate.inputs import need_libraries, survey, write_tokens
 from llama_scale.simulate.shrink import shrink
+from llama_scale.spec.length import any_length
 from llama_scale.spec.load import dump_spec
 from llama_scale.spec.run import RunSpec
 
@@ -91,7 +92,8 @@ class Simulation:
     def _prepare(self) -> str:
         need_libraries()
         inputs = survey(self.spec, self.folder / "inputs")
-        load_launcher(self.spec.launcher.kind).render(self.spec, make_plan(self.spec), python=sys.executable)
+        real = any_length(self.spec)
+        load_launcher(real.launcher.kind).render(real, make_plan(real), python=sys.executable)
         self.small, self.changes = shrink(self.spec, inputs)
         write_tokens(self.spec, self.small)
         (self.folder / "spec.yaml").write_text(dump_spec(self.small), encoding="utf-8")

@@ -37,12 +37,21 @@ class PathContext:
         Raises:
             ValueError: an unset or malformed variable, a path that starts with ``~``.
         """
-        text = ENV_TOKEN.sub(self._variable, path)
-        if "${" in text and "${" in path:
-            raise ValueError(f"{path!r} holds a ${{...}} that is not ${{env:NAME}}; write ${{env:NAME}}")
+        text = self.expand(path)
         if text.startswith("~"):
             raise ValueError(f"{path!r} starts with ~, which only a shell expands; write ${{env:HOME}} instead")
         return normpath(PurePosixPath(self.folder, text))
+
+    def expand(self, path: str) -> str:
+        """Return ``path`` with ``${env:NAME}`` replaced, relative if it is.
+
+        Raises:
+            ValueError: an unset or malformed variable.
+        """
+        text = ENV_TOKEN.sub(self._variable, path)
+        if "${" in text and "${" in path:
+            raise ValueError(f"{path!r} holds a ${{...}} that is not ${{env:NAME}}; write ${{env:NAME}}")
+        return text
 
     def _variable(self, match: re.Match[str]) -> str:
         name = match.group(1)

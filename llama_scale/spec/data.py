@@ -23,6 +23,11 @@ class Split(Section):
     validation: NonNegativeFloat = Field(1.0, description="Share for validation.")
     test: NonNegativeFloat = Field(1.0, description="Share held back for tests.")
 
+    @property
+    def sizes(self) -> tuple[float, float, float]:
+        """The three, in order."""
+        return self.train, self.validation, self.test
+
 
 class IndexedData(Section):
     """Token files in Megatron-Core's IndexedDataset format."""

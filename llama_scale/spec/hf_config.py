@@ -1,26 +1,49 @@
-"""Read the numbers of a model from a Hugging Face folder's ``config.json``, or say why it is no plain LLaMA."""
+"""Read the numbers of a model from a Hugging Face folder's ``config.json``, or say why it is no plain LLaMA.
+
+What is read is what transformers 5 makes of the file; what says two things, or something that no LLaMA here can be, is
+refused. ``tests/unit/spec/test_hf_config.py`` compares the two over generated files.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_scale.spec.model import ModelShape, RopeScaling
+from llama_scale.spec.hf_rope import read_rope
+from llama_scale.spec.hf_values import HfValues, shown
+from llama_scale.spec.model import ModelShape
 
 _MAX_BYTES = 1024 * 1024
 
-_FIXED: tuple[tuple[str, object, str], ...] = (
-    ("attention_bias", False, "attention projections with biases are not supported"),
-    ("mlp_bias", False, "MLP projections with biases are not supported"),
-    ("hidden_act", "silu", "the MLP is SwiGLU"),
-    ("partial_rotary_factor", 1.0, "RoPE turns whole heads"),
-    ("quantization_config", None, "quantized weights cannot be trained; use the unquantized model"),
+_MOST = {
+    "vocab_size": 1 << 27,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 16,
+    "max_position_embeddings": 1 << 40,
+}
+"""Largest sizes that are read, far above those of any LLaMA: what is made of a damaged number would fill the memory."""
+
+_FIXED: tuple[tuple[str, tuple[object, ...], str], ...] = (
+    ("attention_bias", (False,), "attention projections with biases are not supported"),
+    ("mlp_bias", (False,), "MLP projections with biases are not supported"),
+    ("hidden_act", ("silu", "swish"), "the MLP is SwiGLU"),
+    ("attention_dropout", (0, 0.0, None), "attention has no dropout here"),
+    ("quantization_config", (None,), "quantized weights cannot be trained; use the unquantized model"),
+    ("sliding_window", (None,), "attention sees the whole context here"),
+    ("attention_chunk_size", (None,), "attention sees the whole context here"),
+    ("per_layer_config", (None, {}), "all layers are alike here"),
+    ("configuration_files", (), "transformers reads another file then; rename the one that is meant to config.json"),
 )
-"""Keys whose value must be this one (absent counts as this one), and the reason."""
+"""Keys that may only have one of these values (or be absent), and the reason."""
+
+_DTYPES = ("float32", "float", "bfloat16", "float16", "half", "float64", "double")
 
 
 class HfConfigError(Exception):
@@ -49,10 +72,11 @@ def read_hf_config(folder: str | Path) -> HfConfig:
     faults = list(_architecture_faults(config))
     if faults:
         raise HfConfigError(faults)
-    reader = _Reader(config)
-    shape = _shape(reader)
-    init_std = reader.number("initializer_range", 0.02)
-    faults = [*_fixed_faults(config), *reader.faults]
+    values = HfValues(config)
+    shape = _shape(values)
+    init_std = values.fraction("initializer_range", 0.02, most=1.0)
+    values.flag("use_cache", True)
+    faults = [*_fixed_faults(config, shape), *_id_faults(config, shape), *_type_faults(config), *values.faults]
     if faults or shape is None:
         raise HfConfigError(faults)
     return HfConfig(shape=shape, init_std=init_std)
@@ -67,11 +91,13 @@ def _read_json(folder: Path) -> dict[str, Any]:
             raw = stream.read(_MAX_BYTES + 1)
         if len(raw) > _MAX_BYTES:
             raise HfConfigError([f"{path} is larger than 1 MiB, so it is no config.json of a model"])
-        config = json.loads(raw)
+        config = json.loads(raw.decode("utf-8"))
     except FileNotFoundError as error:
         raise HfConfigError([f"{folder} holds no config.json"]) from error
     except OSError as error:
         raise HfConfigError([f"{path} cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise HfConfigError([f"{path} is not UTF-8 text; save it as UTF-8"]) from error
     except (ValueError, RecursionError) as error:
         raise HfConfigError([f"{path} is not JSON: {error}"]) from error
     if not isinstance(config, dict):
@@ -83,109 +109,84 @@ def _architecture_faults(config: dict[str, Any]) -> Iterator[str]:
     if "model_type" not in config:
         yield "config.json has no model_type; a LLaMA's says 'llama'"
     elif config["model_type"] != "llama":
-        yield f"model_type is {config['model_type']!r}; only 'llama' (LlamaForCausalLM) is supported"
+        yield f"model_type is {shown(config['model_type'])}; only 'llama' (LlamaForCausalLM) is supported"
     named = config.get("architectures")
-    if named and named != ["LlamaForCausalLM"]:
-        yield f"architectures is {named!r}; only ['LlamaForCausalLM'] is supported"
+    # "LLaMAForCausalLM" is what the first converters wrote.
+    if named and not (isinstance(named, list) and [str(name).lower() for name in named] == ["llamaforcausallm"]):
+        yield f"architectures is {shown(named)}; only ['LlamaForCausalLM'] is supported"
 
 
-def _fixed_faults(config: dict[str, Any]) -> Iterator[str]:
-    for key, wanted, reason in _FIXED:
-        value = config.get(key, wanted)
-        if value is not None and value != wanted:
-            shown = "set" if isinstance(value, dict) else repr(value)
-            yield f"{key} is {shown}: {reason}"
+def _fixed_faults(config: dict[str, Any], shape: ModelShape | None) -> Iterator[str]:
+    for key, allowed, reason in _FIXED:
+        # By type too: 0 is False to Python, and neither to transformers.
+        if key in config and not any(type(config[key]) is type(v) and config[key] == v for v in allowed):
+            value = "set" if isinstance(config[key], dict) and config[key] else shown(config[key])
+            yield f"{key} is {value}: {reason}"
+    kinds = config.get("layer_types")
+    if shape is not None and kinds not in (None, ["full_attention"] * shape.num_layers):
+        yield f"layer_types is {shown(kinds)}: all {shape.num_layers} layers have 'full_attention' here"
 
 
-class _Reader:
-    """Take typed values out of a config and note what is wrong with the others."""
-
-    def __init__(self, config: dict[str, Any], prefix: str = "") -> None:
-        self.config = config
-        self.prefix = prefix
-        self.faults: list[str] = []
-
-    def count(self, key: str, default: int | None = None) -> int:
-        """Return a positive integer; 1 after a fault was noted."""
-        value = self.config.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-        self._note(key, value, "a positive integer")
-        return 1
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """Return a positive number; 1.0 after a fault was noted."""
-        value = self.config.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and math.isfinite(value):
-            return float(value)
-        self._note(key, value, "a positive number")
-        return 1.0
-
-    def flag(self, key: str, default: bool) -> bool:
-        """Return true or false."""
-        value = self.config.get(key, default)
-        if isinstance(value, bool):
-            return value
-        self._note(key, value, "true or false")
-        return default
-
-    def _note(self, key: str, value: object, wanted: str) -> None:
-        where = f"{self.prefix}{key}"
-        missing = value is None and key not in self.config
-        self.faults.append(f"{where} is missing" if missing else f"{where} is {value!r}, not {wanted}")
-
-
-def _shape(reader: _Reader) -> ModelShape | None:
-    """Build the shape; absent keys get the defaults of transformers' LlamaConfig."""
-    hidden, heads = reader.count("hidden_size"), reader.count("num_attention_heads")
-    kv_heads = reader.count("num_key_value_heads", heads)
-    if reader.config.get("head_dim") is None and not reader.faults and hidden % heads:
-        reader.faults.append(
-            f"num_attention_heads={heads} does not divide hidden_size={hidden}, and head_dim is absent"
+def _id_faults(config: dict[str, Any], shape: ModelShape | None) -> Iterator[str]:
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp"):
+        value = config.get(key)
+        listed = value if key == "eos_token_id" and isinstance(value, list) else [value]
+        if value is not None and not all(type(item) is int for item in listed):
+            yield f"{key} is {shown(value)}, not an integer{', a list of integers' * (key == 'eos_token_id')} or null"
+    pad = config.get("pad_token_id")
+    if shape is not None and type(pad) is int and not -shape.vocab_size <= pad < shape.vocab_size:
+        yield (
+            f"pad_token_id is {shown(pad)}, outside the vocabulary of {shape.vocab_size}, and transformers refuses to "
+            "build such a model; set it to a token that exists, or to null"
         )
-    theta, scaling = _rope(reader)
+
+
+def _type_faults(config: dict[str, Any]) -> Iterator[str]:
+    for key in ("dtype", "torch_dtype"):
+        value = config.get(key)
+        if value is not None and value not in _DTYPES:
+            yield f"{key} is {shown(value)}, not one of {', '.join(_DTYPES)}"
+
+
+def _shape(values: HfValues) -> ModelShape | None:
+    """Build the shape; absent keys get the defaults of transformers' LlamaConfig."""
+
+    def count(key: str, default: int, *, null: bool = False) -> int:
+        return values.count(key, default, most=_MOST[key], null=null)
+
+    hidden, heads = count("hidden_size", 4096), count("num_attention_heads", 32)
+    kv_heads = count("num_key_value_heads", heads, null=True)
+    head_dim = count("head_dim", max(1, hidden // heads), null=True)
+    if not values.faults:
+        values.faults += _head_faults(hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    theta, scaling = read_rope(values)
     shape = {
         "hidden_size": hidden,
-        "ffn_hidden_size": reader.count("intermediate_size"),
-        "num_layers": reader.count("num_hidden_layers"),
+        "ffn_hidden_size": count("intermediate_size", 11008),
+        "num_layers": count("num_hidden_layers", 32),
         "num_heads": heads,
         "num_kv_heads": kv_heads,
-        "head_dim": reader.count("head_dim", max(1, hidden // heads)),
-        "vocab_size": reader.count("vocab_size"),
-        "max_position_embeddings": reader.count("max_position_embeddings", 2048),
+        "head_dim": head_dim,
+        "vocab_size": count("vocab_size", 32000),
+        "max_position_embeddings": count("max_position_embeddings", 2048),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "rms_norm_eps": reader.number("rms_norm_eps", 1e-6),
-        "tie_word_embeddings": reader.flag("tie_word_embeddings", False),
+        "rms_norm_eps": values.fraction("rms_norm_eps", 1e-6),
+        "tie_word_embeddings": values.flag("tie_word_embeddings", False),
     }
-    return None if reader.faults else ModelShape.model_validate(shape)
+    return None if values.faults else ModelShape.model_validate(shape)
 
 
-def _rope(reader: _Reader) -> tuple[float, RopeScaling | None]:
-    """Read RoPE's base and scaling from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling``."""
-    key = "rope_parameters" if reader.config.get("rope_parameters") is not None else "rope_scaling"
-    table = reader.config.get(key)
-    if table is None:
-        return reader.number("rope_theta", 10000.0), None
-    if not isinstance(table, dict):
-        reader.faults.append(f"{key} is {table!r}, not an object")
-        return 1.0, None
-    inner = _Reader(table, prefix=f"{key}.")
-    theta = inner.number("rope_theta") if "rope_theta" in table else reader.number("rope_theta", 10000.0)
-    kind = table.get("rope_type", table.get("type", "default"))
-    scaling = None
-    if kind == "llama3":
-        scaling = RopeScaling(
-            factor=inner.number("factor"),
-            low_freq_factor=inner.number("low_freq_factor"),
-            high_freq_factor=inner.number("high_freq_factor"),
-            original_max_position_embeddings=inner.count("original_max_position_embeddings"),
+def _head_faults(*, hidden: int, heads: int, kv_heads: int, head_dim: int) -> Iterator[str]:
+    if hidden % heads:
+        yield (
+            f"num_attention_heads={heads} does not divide hidden_size={hidden}, and transformers refuses such a LLaMA; "
+            "one of the two is of another model"
         )
-    elif kind != "default":
-        reader.faults.append(f"{key}.rope_type is {kind!r}; only 'default' and 'llama3' are supported")
-    reader.faults += inner.faults
-    return theta, scaling
+    if heads % kv_heads:
+        yield (
+            f"num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}; one of the two is of another "
+            "model"
+        )
+    if head_dim % 2:
+        yield f"head_dim={head_dim} is odd, and RoPE turns pairs of numbers; config.json is of another model"

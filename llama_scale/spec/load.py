@@ -62,16 +62,39 @@ def load_spec(
     return loaded.spec
 
 
+def load_run_spec(path: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> RunSpec:
+    """Return the resolved spec that a run folder holds.
+
+    Unlike ``load_spec`` this does not look at the folder of the weights, which may be gone once a run has started. A
+    spec that version 0.1 wrote has no ``train.from``: it is read as that version trained.
+
+    Args:
+        path: The run folder's ``spec.yaml``.
+        overrides: As for ``load_spec``.
+
+    Raises:
+        SpecError: with every problem of the file.
+    """
+    loaded = check_file(path, overrides=overrides, stored=True)
+    if loaded.spec is None:
+        raise SpecError(loaded.problems)
+    return loaded.spec
+
+
 def check_file(
-    path: str | os.PathLike[str], *, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    stored: bool = False,
 ) -> Loaded:
-    """Do what ``load_spec`` does and return the problems instead of raising them."""
+    """Do what ``load_spec`` (``stored``: ``load_run_spec``) does and return the problems instead of raising them."""
     name = os.fspath(path)
     try:
         text = read_text(Path(name))
     except SourceError as error:
         return Loaded(spec=None, problems=(error.problem,))
-    return check_text(text, name=name, overrides=overrides, env=env)
+    return check_text(text, name=name, overrides=overrides, env=env, stored=stored)
 
 
 def check_text(
@@ -81,6 +104,7 @@ def check_text(
     folder: str | None = None,
     overrides: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    stored: bool = False,
 ) -> Loaded:
     """Check a spec that is given as text.
 
@@ -90,6 +114,7 @@ def check_text(
         folder: Absolute folder that relative paths start at; by default, the one that the file ``name`` is in.
         overrides: As for ``load_spec``.
         env: As for ``load_spec``.
+        stored: It is the resolved spec of a run folder, see ``load_run_spec``.
     """
     try:
         root = compose(text)
@@ -101,17 +126,19 @@ def check_text(
         folder = os.path.abspath(os.path.dirname(name))  # noqa: PTH100, PTH120 - Path.absolute keeps ".."
     context = PathContext(folder=folder, env=os.environ if env is None else env)
     changed, problems = apply_overrides(root, overrides)
-    spec, found = _check(changed, context)
+    spec, found = _check(changed, context, stored=stored)
     problems += found
     if spec is not None and not problems:
         return Loaded(spec=spec, problems=())
     return Loaded(spec=None, problems=_located(problems, changed, name))
 
 
-def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Problem]]:
+def _check(root: Node, context: PathContext, *, stored: bool) -> tuple[RunSpec | None, list[Problem]]:
     data = root.data()
     if not isinstance(data, dict):  # an override replaces single values, never the document
         raise AssertionError(type(data))
+    if stored:
+        _add_start(data)
     problems = find_secrets(root)
     plugin = take_out(data, context=context)
     rest = data if plugin is None else plugin.data
@@ -127,6 +154,8 @@ def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Probl
         RunSpec.model_fields,
         resolve_model=resolve_model,
         read_hostfile=lambda path: Path(path).read_text(encoding="utf-8"),
+        # A run's spec has the name already; one of version 0.1 does not say how its user wrote the path.
+        written=lambda key: None if stored else _written(data, key, context),
     )
     filled = fill_options(resolution.sections, context=context)
     view = View(**filled.sections)
@@ -135,6 +164,7 @@ def _check(root: Node, context: PathContext) -> tuple[RunSpec | None, list[Probl
     problems += check_rules(view, resolution.broken)
     problems += check_uses(view, filled.uses, resolution.broken)
     problems += _check_tokenizer(filled.sections)
+    problems += [] if stored else _check_weights(filled.sections, data)
     return (RunSpec.model_construct(**filled.sections) if not problems else None), problems
 
 
@@ -145,6 +175,38 @@ def _check_tokenizer(sections: Mapping[str, Any]) -> list[Problem]:
             from llama_scale.spec.hf_tokenizer import check_vocabulary  # lazy: only specs that name such a tokenizer
 
             return check_vocabulary(tokenizer, model.vocab_size)
+    return []
+
+
+def _add_start(data: dict[str, Any]) -> None:
+    """Say where the weights of a run of version 0.1 came from: adapters without a folder had a random base."""
+    train, model = data.get("train"), data.get("model")
+    if isinstance(train, dict) and isinstance(model, dict):
+        train.setdefault("from", "scratch" if model.get("init_from") is None else "weights")
+
+
+def _written(data: Mapping[str, Any], key: str, context: PathContext) -> str | None:
+    """Return a path of the section model as its user wrote it, variables replaced."""
+    model = data.get("model")
+    text = model.get(key) if isinstance(model, dict) else None
+    try:
+        return context.expand(text) if isinstance(text, str) else None
+    except ValueError:  # reported already
+        return None
+
+
+def _check_weights(sections: Mapping[str, Any], data: Mapping[str, Any]) -> list[Problem]:
+    """Look into the folder of the weights, unless it is the job's image that has it."""
+    launcher, model, train = (sections.get(name) for name in ("launcher", "model", "train"))
+    if launcher is None or launcher.kind == "kubernetes" or getattr(launcher, "container", None) is not None:
+        return []
+    with suppress(Absent):  # a value that it follows from is faulty, which is reported already
+        if model is not None and train is not None and train.from_ == "weights" and model.init_from is not None:
+            from llama_scale.spec.start_folder import check_start  # lazy: only specs that start from weights
+
+            written = data.get("model")
+            named = isinstance(written, dict) and written.get("init_from") is not None
+            return check_start(model, key="init_from" if named else "path")
     return []
 
 
@@ -201,4 +263,12 @@ def spec_digest(spec: RunSpec) -> str:
 
 
 def _plain(spec: RunSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json", by_alias=True)
+    plain = spec.model_dump(mode="json", by_alias=True)
+    for section, key in _ADDED_LATER:
+        if plain[section][key] is None:
+            del plain[section][key]
+    return plain
+
+
+_ADDED_LATER = (("train", "epochs"),)
+"""Keys that version 0.1 did not have, left out where they say nothing: the digest of its specs stays what it was."""

@@ -44,6 +44,9 @@ class ModelShape(Section):
         return self.num_heads // self.num_kv_heads
 
 
+BASE_NAME_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+
+
 class _WithInit(Section):
     init_std: PositiveFloat = Field(
         0.02,
@@ -56,8 +59,13 @@ class _WithInit(Section):
     )
     init_from: PathStr | None = Field(
         None,
-        description="Warm start: a checkpoint folder (any layout, e.g. from `convert import`) whose weights are "
-        "loaded before step 0; optimizer state and step are not.",
+        description="Warm start: a Hugging Face folder (config.json, *.safetensors) or a checkpoint folder (any "
+        "layout) whose weights are loaded before step 0; optimizer state and step are not.",
+    )
+    base_name: Annotated[str, Field(pattern=BASE_NAME_PATTERN)] | None = Field(
+        None,
+        description="What logs and exports call the folder that the weights come from, e.g. a name on the hub; a PEFT "
+        "folder has it as base_model_name_or_path. Default: model.init_from or model.path as the spec has it.",
     )
 
 
@@ -93,7 +101,10 @@ class HfModel(_WithInit):
     """A model whose numbers are read from a Hugging Face folder's config.json while the spec is loaded."""
 
     kind: Literal["hf"]
-    path: PathStr = Field(description="Folder that holds config.json (architecture LlamaForCausalLM).")
+    path: PathStr = Field(
+        description="Folder that holds config.json (architecture LlamaForCausalLM); the weights too where train.from "
+        "is weights."
+    )
 
 
 class InlineModel(_WithInit, ModelShape):

@@ -33,13 +33,39 @@ class OverrideError(Exception):
 def apply_overrides(root: Node, overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
     """Return the document with all overrides that make sense applied in order, and the problems of the others."""
     problems: list[Problem] = []
+    parsed: list[Override] = []
     for text in overrides:
         try:
-            override = parse_override(text)
+            parsed.append(parse_override(text))
+        except OverrideError as error:
+            problems.append(error.problem)
+    root = _without_other_lengths(root, parsed)
+    for override in parsed:
+        try:
             root = _replace(root, override, depth=0)
         except OverrideError as error:
             problems.append(error.problem)
     return root, problems
+
+
+_LENGTHS = ("steps", "tokens", "epochs")
+"""Keys of ``train`` of which a spec has one."""
+
+
+def _without_other_lengths(root: Node, overrides: Sequence[Override]) -> Node:
+    """Return the document without the length that an override gives in another unit."""
+    given = {
+        override.path[1]
+        for override in overrides
+        if len(override.path) == 2 and override.path[0] == "train" and override.value.data() is not None
+    } & set(_LENGTHS)
+    train = root.items.get("train") if isinstance(root, MappingNode) else None
+    if not given or not isinstance(root, MappingNode) or not isinstance(train, MappingNode):
+        return root
+    left_out = set(_LENGTHS) - given
+    items = {key: item for key, item in train.items.items() if key not in left_out}
+    keys = {key: mark for key, mark in train.keys.items() if key in items}
+    return replace(root, items={**root.items, "train": replace(train, items=items, keys=keys)})
 
 
 def parse_override(text: str) -> Override:

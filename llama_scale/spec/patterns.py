@@ -7,6 +7,7 @@ from typing import Final
 from llama_scale.spec import launcher_fields, launcher_kubernetes, launcher_slurm
 from llama_scale.spec.base import NAME_PATTERN, PATH_PATTERN
 from llama_scale.spec.hostfile import HOST_PATTERN
+from llama_scale.spec.model import BASE_NAME_PATTERN
 
 PATTERN_RULES: Final[dict[str, tuple[str, str]]] = {
     NAME_PATTERN: (
@@ -14,6 +15,7 @@ PATTERN_RULES: Final[dict[str, tuple[str, str]]] = {
         "use letters, digits, '.', '_' and '-', at most 64, the first a letter or a digit",
     ),
     PATH_PATTERN: ("is not a path", "write a path that is not empty and holds no NUL"),
+    BASE_NAME_PATTERN: ("is not a name", "write the path or the hub's name of the folder, on one line"),
     HOST_PATTERN: ("is not a host", "write a name or an IPv4 address: letters, digits, '.', '_' and '-'"),
     launcher_fields.VARIABLE_PATTERN: (
         "is not a variable's name",

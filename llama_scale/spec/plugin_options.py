@@ -144,16 +144,24 @@ def _use(mention: _Mention, installed: Catalogue, context: PathContext | None) -
         message, _, hint = str(error).rpartition("; ")
         return None, [Problem(path=kind_path, message=message, hint=hint, code=PLUGIN_CODE)]
     options_path = (*mention.path, mention.options_key)
-    options, problems = _validate(descriptor, mention.options, options_path, context)
+    options, problems = check_options(descriptor, mention.options, options_path, context)
     return (
         Use(group=mention.group, path=mention.path, options_path=options_path, descriptor=descriptor, options=options),
         problems,
     )
 
 
-def _validate(
+def check_options(
     descriptor: Any, given: Mapping[str, Any], path: tuple[str | int, ...], context: PathContext | None
 ) -> tuple[Section | None, list[Problem]]:
+    """Return a plugin's options as the model that its descriptor names, or None and what is wrong with them.
+
+    Args:
+        descriptor: The plugin's descriptor.
+        given: The options as plain data.
+        path: Where they stand in the document, for problems.
+        context: Gives paths among them their meaning.
+    """
     model: type[Section] = descriptor.options
     data = integral(dict(given))
     try:
@@ -170,7 +178,7 @@ def _plain(mention: _Mention, use: Use) -> tuple[dict[str, Any], list[Problem]]:
     try:
         plain: dict[str, Any] = use.options.model_dump(mode="json", by_alias=True)
         json.dumps(plain, allow_nan=False)
-    except Exception as error:  # see _validate
+    except Exception as error:  # see check_options
         return dict(mention.options), [_plugin_problem(use.options_path, use.descriptor, "writing its options", error)]
     return plain, []
 

@@ -43,8 +43,9 @@ def quick_check(text: str, *, overrides: Sequence[str] = ()) -> View | None:
     if problems or "${" in text or any("${" in override for override in overrides) or find_secrets(root):
         return None
     view = check_document(root.data())
-    reads_tokenizer = view is not None and view.tokenizer is not None and view.tokenizer.kind == "hf"
-    return None if reads_tokenizer else view
+    if view is None or view.model.init_from is not None:  # a folder has to be looked at
+        return None
+    return None if view.tokenizer is not None and view.tokenizer.kind == "hf" else view
 
 
 def check_document(data: object) -> View | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import Problem
 from llama_scale.spec.batch_math import solve_batch
+from llama_scale.spec.start import settle_start
 from llama_scale.spec.view import Absent, View
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ HostsReader = Callable[[str], str]
 
 PRESET_CHANGES = ("vocab_size", "num_layers")
 """Fields of a preset model that replace numbers of the table."""
+START_FIELDS = ("init_from", "base_name")
+"""Fields of every kind of model that say where its weights come from."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,7 +35,12 @@ class Resolution:
 
 
 def resolve(
-    sections: Mapping[str, Any], names: Collection[str], *, resolve_model: SectionResolver, read_hostfile: HostsReader
+    sections: Mapping[str, Any],
+    names: Collection[str],
+    *,
+    resolve_model: SectionResolver,
+    read_hostfile: HostsReader,
+    written: Callable[[str], str | None] = lambda key: None,
 ) -> Resolution:
     """Resolve the sections that are whole.
 
@@ -41,8 +49,9 @@ def resolve(
         names: All sections that a spec has.
         resolve_model: Turns the model section into one that gives the model's numbers, or says why it cannot.
         read_hostfile: Returns the text of a launcher's hostfile; raises OSError or UnicodeDecodeError.
+        written: Returns a path of the section ``model`` as its user wrote it; None where that is not known.
     """
-    values = dict(sections)
+    values = {**sections, **settle_start(sections, written=written)}
     broken = set(names) - set(values)
     problems: list[Problem] = []
     steps: tuple[tuple[str, tuple[str, ...], SectionResolver], ...] = (
@@ -75,7 +84,7 @@ def _resolve_batch(batch: Any, parallel: Any) -> tuple[Any, list[Problem]]:
 
 
 def _resolve_train(train: Any, batch: Any, data: Any) -> Any:
-    if train.steps is not None or train.tokens is None:
+    if train.tokens is None or train.steps is not None or train.epochs is not None:
         return train
     per_step = batch.global_ * data.seq_length
     return train.model_copy(update={"steps": -(-train.tokens // per_step), "tokens": None})
@@ -140,7 +149,9 @@ def resolve_view(model: View) -> tuple[View | None, list[Problem]]:
         config, problems = _read_folder(model.path)
         if config is None:
             return None, problems
-        return View(kind="inline", name=name_of(model.path), **dict(config.shape)), []
+        return View(
+            kind="inline", name=name_of(model.path), **dict(config.shape), **_start_of(model), absent=START_FIELDS
+        ), []
     from llama_scale.spec.presets import PRESETS  # lazy: only specs that name a preset need the table
 
     numbers = PRESETS[model.name].numbers()
@@ -151,7 +162,14 @@ def resolve_view(model: View) -> tuple[View | None, list[Problem]]:
             del numbers[key]
         elif getattr(model, key) is not None:
             numbers[key] = getattr(model, key)
-    return View(kind="inline", name=model.name, **numbers, absent=PRESET_CHANGES), []
+    return View(
+        kind="inline", name=model.name, **numbers, **_start_of(model), absent=(*PRESET_CHANGES, *START_FIELDS)
+    ), []
+
+
+def _start_of(model: View) -> dict[str, Any]:
+    """Return what is known of where the weights come from."""
+    return {key: value for key, value in vars(model).items() if key in START_FIELDS}
 
 
 def _from_preset(model: PresetModel) -> InlineModel:
@@ -198,5 +216,6 @@ def _inline(shape: ModelShape, model: PresetModel | HfModel, *, name: str, init_
         init_std=model.init_std if "init_std" in model.model_fields_set else init_std,
         vocab_pad_multiple=model.vocab_pad_multiple,
         init_from=model.init_from,
+        base_name=model.base_name,
         **values,
     )

@@ -15,6 +15,7 @@ from llama_scale.spec import (
     model_rules,
     run_rules,
     scheduler_rules,
+    start_rules,
 )
 from llama_scale.spec.view import Absent
 
@@ -25,6 +26,7 @@ RULES = (
     *model_rules.RULES,
     *layout_rules.RULES,
     *run_rules.RULES,
+    *start_rules.RULES,
     *data_rules.RULES,
     *adapter_rules.RULES,
     *launcher_rules.RULES,

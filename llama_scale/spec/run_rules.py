@@ -13,16 +13,24 @@ if TYPE_CHECKING:
 
 
 def _length(spec: RunSpec) -> Iterator[Problem]:
-    train = spec.train
-    if train.steps is None and train.tokens is None:
-        yield problem(
-            "train", "one of steps and tokens is needed; neither is given", hint="add steps: N", code="train-length"
-        )
-    elif train.steps is not None and train.tokens is not None:
+    lengths = {"steps": spec.train.steps, "tokens": spec.train.tokens, "epochs": spec.train.epochs}
+    given = [
+        f"{name}={value:g}" if name == "epochs" else f"{name}={value}"
+        for name, value in lengths.items()
+        if value is not None
+    ]
+    if not given:
         yield problem(
             "train",
-            f"steps={train.steps} and tokens={train.tokens} are both given; exactly one sets the length",
-            hint="remove one of them",
+            "one of steps, tokens and epochs is needed; none is given",
+            hint="add steps: N",
+            code="train-length",
+        )
+    elif len(given) > 1:
+        yield problem(
+            "train",
+            f"{' and '.join(given)} are {'both' if len(given) == 2 else 'all'} given; exactly one sets the length",
+            hint="keep one of them",
             code="train-length",
         )
 
@@ -30,7 +38,7 @@ def _length(spec: RunSpec) -> Iterator[Problem]:
 def _schedule(spec: RunSpec) -> Iterator[Problem]:
     steps, schedule = spec.train.steps, spec.schedule
     if steps is None:
-        return  # reported by the rule on length, or the tokens could not be resolved
+        return  # no length or too many (another rule), tokens that could not be resolved, or rows not yet counted
     decay = schedule.decay_steps if schedule.kind == "wsd" else 0
     if schedule.warmup_steps > steps:
         yield problem(

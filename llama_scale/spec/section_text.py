@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -34,11 +35,14 @@ def replace_sections(text: str, sections: Mapping[str, Mapping[str, Any]]) -> st
     return "".join(out) + "".join(_dump(name, fields) for name, fields in left.items())
 
 
-def _dump(name: str, fields: Mapping[str, Any]) -> str:
-    def word(value: Any) -> str:
-        return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+def flow(value: Any) -> str:
+    """Return a value as YAML in flow style, on one line; keys keep their order."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
 
-    return f"{name}:\n" + "".join(f"  {field}: {word(value)}\n" for field, value in fields.items())
+
+def _dump(name: str, fields: Mapping[str, Any]) -> str:
+    return f"{name}:\n" + "".join(f"  {field}: {flow(value)}\n" for field, value in fields.items())
 
 
 def _blocks(text: str) -> list[tuple[str, list[str], list[str]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,10 +10,22 @@ from llama_scale.spec.base import NonNegativeInt, PositiveFloat, PositiveInt, Se
 
 
 class Train(Section):
-    """Length of the training: exactly one of steps and tokens."""
+    """What the training starts from and its length: exactly one of steps, tokens and epochs."""
 
     steps: PositiveInt | None = Field(None, description="Optimizer steps.")
     tokens: PositiveInt | None = Field(None, description="Token budget; steps = ceil(tokens / tokens per step).")
+    epochs: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Passes over all training rows, also 0.5; steps = ceil(epochs x rows / batch.global). `launch` and "
+        "`plan` count the rows, after packing.",
+    )
+    from_: Literal["weights", "scratch"] | None = Field(
+        None,
+        alias="from",
+        description="Where the weights come from. weights: the folder that model.init_from names, else model.path; "
+        "scratch: drawn from the seed. Default: weights where model.init_from is given and for kind: hf with adapters "
+        "or tasks, else scratch; adapters on a base drawn from the seed must be asked for.",
+    )
     on_nan: Literal["stop", "skip"] = Field(
         "stop",
         description="A loss or gradient norm that is not finite: stop with the step named, or skip the update.",
@@ -26,7 +38,9 @@ class Validation(Section):
     """Validation loss during training, on the validation split."""
 
     every_steps: PositiveInt = Field(description="Steps between evaluations.")
-    batches: PositiveInt = Field(10, description="Global batches per evaluation.")
+    batches: PositiveInt = Field(
+        10, description="Most rows of an evaluation, in global batches (of each task); no row is counted twice."
+    )
 
 
 class Restart(Section):

@@ -55,6 +55,8 @@ def template_of(known: set[str], *, needs: str) -> AfterValidator:
 class PromptedOptions(FileTaskOptions):
     """Options of a task that continues a prompt with an answer."""
 
+    refuses_unread: ClassVar[bool] = True
+
     source: ClassVar[str]
     """The placeholder that is cut where an example is too long."""
 

@@ -27,6 +27,11 @@ class PromptedTask(Task):
         """Return what replaces the template's placeholders."""
         raise NotImplementedError
 
+    def template_of(self, values: Mapping[str, str]) -> str:
+        """Return the template that these values go into."""
+        del values
+        return self.template
+
     def references(self, example: Example) -> list[str]:
         """Return the answers that are right; the first one trains."""
         raise NotImplementedError
@@ -37,7 +42,7 @@ class PromptedTask(Task):
 
     def encode(self, example: Example) -> Sequence[Feature]:
         """See ``Task.encode``."""
-        answer = self._answer_ids(example)
+        answer = self._answer_ids(example, self.template_of(self.values(example)))
         if not self._fits(answer, example):
             return []
         prompt, cut = self.prompt_ids(example, room=self.context.seq_length - len(answer))
@@ -61,7 +66,7 @@ class PromptedTask(Task):
             DataError: It is too long, and ``overlong`` is ``error``.
         """
         values = self.values(example)
-        ids = self.context.tokenizer.encode(self._prompt_text(values))
+        ids = self._prompt_ids(values)
         if len(ids) <= room:
             return ids, 0
         whole = len(ids)
@@ -78,7 +83,7 @@ class PromptedTask(Task):
         keep = len(offsets) - (whole - room)
         while keep > 0:
             shorter = _cut(source, offsets, keep, left=self.options.overlong == "truncate_left")
-            ids = self.context.tokenizer.encode(self._prompt_text({**values, self.options.source: shorter}))
+            ids = self._prompt_ids({**values, self.options.source: shorter})
             if len(ids) <= room:
                 return ids, whole - len(ids)
             keep -= len(ids) - room  # a cut text may fall into other tokens
@@ -101,21 +106,27 @@ class PromptedTask(Task):
             scores, parts = self.score(text, references)
             yield Outcome(prediction=text, reference=references, scores=scores, parts=parts)
 
+    def _prompt_ids(self, values: Mapping[str, str]) -> list[int]:
+        """Return the ids of a prompt; a rendered conversation begins with what its template writes."""
+        start = [] if self.options.chat else self.context.tokenizer.start_ids
+        return [*start, *self.context.tokenizer.encode(self._prompt_text(values))]
+
     def _prompt_text(self, values: Mapping[str, str]) -> str:
-        text = self.template.format(**values)
+        text = self.template_of(values).format(**values)
         if not self.options.chat:
             return text
         return self.context.tokenizer.chat([{"role": "user", "content": text}], add_generation_prompt=True)
 
-    def _answer_ids(self, example: Example) -> list[int]:
+    def _answer_ids(self, example: Example, template: str) -> list[int]:
         """Return the ids of the answer and of the EOS behind it."""
         answer = self.references(example)[0].strip()
         tokenizer = self.context.tokenizer
         if self.options.chat:
-            ids = tokenizer.encode(self._turn(answer))
+            ids = tokenizer.encode_after(*self._turn(answer))
         else:
             # The template's last character decides whether a space parts prompt and answer.
-            ids = tokenizer.encode(answer if self.template[-1].isspace() else f" {answer}")
+            text = answer if template[-1].isspace() else f" {answer}"
+            ids = tokenizer.encode_after(self._prompt_text(self.values(example)), text)
         # A chat template may put a line end behind the EOS that ends a turn.
         end = len(ids) - 1 - ids[::-1].index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
         return [*ids[:end], tokenizer.eos_id]
@@ -136,18 +147,21 @@ class PromptedTask(Task):
             "drop"
         )
 
-    def _turn(self, answer: str) -> str:
-        """Return what the chat template makes of an answer behind the head of the assistant's turn."""
-        user = {"role": "user", "content": "x"}
-        head = self.context.tokenizer.chat([user], add_generation_prompt=True)
-        both = [user, {"role": "assistant", "content": answer}]
-        text = self.context.tokenizer.chat(both, add_generation_prompt=False)
-        if not text.startswith(head):
+    def _turn(self, answer: str) -> tuple[str, str]:
+        """Return a rendered conversation up to an answer, and what the chat template makes of the answer behind it."""
+        both = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+        try:
+            found = self.context.tokenizer.conversation(both, turns=[1])
+        except DataError as error:
+            raise DataError(f"{error}; or use chat: false") from error
+        start = found.spans[0][0] if found.spans else 0
+        head = self.context.tokenizer.chat(both[:1], add_generation_prompt=True)
+        if found.text[:start] != head:
             raise DataError(
-                "the chat template writes the head of an answer otherwise than that of a prompt for one, so that they "
-                "cannot be told apart; use chat: false"
+                "the part of an answer that the chat template marks with {% generation %} does not begin where the "
+                "prompt for it ends; let it begin there, or use chat: false"
             )
-        return text[len(head) :]
+        return head, found.text[start:]
 
 
 def _cut(text: str, offsets: Sequence[tuple[int, int]], keep: int, *, left: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -18,6 +19,8 @@ from llama_scale.tasks.samples import ANSWERS
 
 class QaExtractiveOptions(FileTaskOptions):
     """Options of ``kind: qa_extractive``."""
+
+    refuses_unread: ClassVar[bool] = True
 
     question_field: FieldName = Field("question", description="Field with the question.")
     context_field: FieldName = Field("context", description="Field with the text that holds the answer.")
@@ -47,6 +50,10 @@ class QaExtractiveOptions(FileTaskOptions):
             Column(name=self.question_field, option="question_field"),
             Column(name=self.context_field, option="context_field"),
         )
+
+    def read_fields(self, example: Example) -> frozenset[str]:
+        """See ``FileTaskOptions.read_fields``: the answers have several forms, which no column describes."""
+        return super().read_fields(example) | {self.answers_field, self.answer_start_field}
 
     def check(self, example: Example) -> None:
         """See ``FileTaskOptions.check``: the answers must be in the context."""

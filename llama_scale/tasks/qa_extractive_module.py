@@ -1,6 +1,7 @@
 """Implementation of the task ``qa_extractive``: windows over long contexts, scores of start and end, n-best spans.
 
-A window is: question, a part of the context, EOS. The EOS sees everything and stands for "no answer in this window".
+A window is: what the tokenizer puts before a text, question, a part of the context, EOS. The EOS sees everything and
+stands for "no answer in this window".
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class QaExtractive(Task):
                 f"{example.where}: the question has {len(question)} tokens, more than max_question_tokens="
                 f"{self.options.max_question_tokens}; raise it, or remove the row"
             )
-        head = [*tokenizer.encode("Question:"), *question, *tokenizer.encode("\nContext:\n")]
+        head = [*tokenizer.start_ids, *tokenizer.encode("Question:"), *question, *tokenizer.encode("\nContext:\n")]
         ids, offsets = tokenizer.encode_with_offsets(example[self.options.context_field])
         room = self.context.seq_length - len(head) - 1
         if room <= self.options.stride:

@@ -18,6 +18,7 @@ class QaGenerativeOptions(PromptedOptions):
     """Options of ``kind: qa_generative``."""
 
     source: ClassVar[str] = "context"
+    added_options: ClassVar[frozenset[str]] = PromptedOptions.added_options | {"template_without_context"}
 
     question_field: FieldName = Field("question", description="Field with the question.")
     context_field: FieldName = Field("context", description="Field with the text that the answer is taken from.")
@@ -30,6 +31,11 @@ class QaGenerativeOptions(PromptedOptions):
         "{context}\n\nQuestion: {question}\nAnswer:",
         description="The prompt; {question} and {context} are replaced. Without {context} no context is read.",
     )
+    template_without_context: Annotated[str, template_of({"question"}, needs="question")] | None = Field(
+        None,
+        description="The prompt of examples whose context is blank or missing, e.g. 'Question: {question}\\nAnswer:'; "
+        "without it such an example is an error.",
+    )
     no_answer: str | None = Field(
         None, description="What to answer where an example has no answer; without it such an example is an error."
     )
@@ -40,6 +46,12 @@ class QaGenerativeOptions(PromptedOptions):
             raise ValueError("no_answer is blank; name the words that stand for no answer, e.g. unanswerable")
         return self
 
+    @model_validator(mode="after")
+    def _used_template(self) -> QaGenerativeOptions:
+        if self.template_without_context is not None and not self.uses_context:
+            raise ValueError("template_without_context is never used, for template holds no {context}; leave it out")
+        return self
+
     @property
     def uses_context(self) -> bool:
         """Whether the prompt holds the context."""
@@ -48,12 +60,27 @@ class QaGenerativeOptions(PromptedOptions):
     def columns(self) -> tuple[Column, ...]:
         """See ``FileTaskOptions.columns``."""
         question = Column(name=self.question_field, option="question_field")
-        context = Column(name=self.context_field, option="context_field")
+        needed = self.template_without_context is None
+        context = Column(name=self.context_field, option="context_field", required=needed, blank=True)
         return (question, context) if self.uses_context else (question,)
+
+    def read_fields(self, example: Example) -> frozenset[str]:
+        """See ``FileTaskOptions.read_fields``: the answers have several forms, which no column describes."""
+        return super().read_fields(example) | {self.answers_field}
+
+    def context(self, example: Example) -> str | None:
+        """Return the context of an example; None: it has none, or the prompt holds none."""
+        text = example.values.get(self.context_field) if self.uses_context else None
+        return text.strip() or None if isinstance(text, str) else None
 
     def check(self, example: Example) -> None:
         """See ``FileTaskOptions.check``: there must be an answer, or words for none."""
         super().check(example)
+        if self.uses_context and self.context(example) is None and self.template_without_context is None:
+            raise DataError(
+                f"{example.where}: field {self.context_field!r} is blank; remove the row, or set "
+                "template_without_context to the prompt of questions without a context"
+            )
         self.answers(example)
 
     def answers(self, example: Example) -> list[str]:

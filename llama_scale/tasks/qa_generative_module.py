@@ -19,9 +19,13 @@ class QaGenerative(PromptedTask):
     def values(self, example: Example) -> dict[str, str]:
         """See ``PromptedTask.values``."""
         values = {"question": example[self.options.question_field].strip()}
-        if self.options.uses_context:
-            values["context"] = example[self.options.context_field].strip()
-        return values
+        context = self.options.context(example)
+        return values if context is None else {**values, "context": context}
+
+    def template_of(self, values: Mapping[str, str]) -> str:
+        """See ``PromptedTask.template_of``."""
+        shorter = self.options.template_without_context
+        return self.template if "context" in values or shorter is None else shorter
 
     def references(self, example: Example) -> list[str]:
         """See ``PromptedTask.references``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,8 @@ from llama_scale.tasks.samples import QUERIES
 
 class SemanticSearchOptions(FileTaskOptions):
     """Options of ``kind: semantic_search``."""
+
+    refuses_unread: ClassVar[bool] = True
 
     query_field: FieldName = Field("query", description="Field with the query.")
     positive_field: FieldName = Field(

@@ -142,9 +142,10 @@ class SemanticSearch(Task):
         return known | {name: documents[name] for name in chosen}
 
     def _ids(self, text: str, limit: int) -> tuple[list[int], int]:
+        start = self.context.tokenizer.start_ids
         ids = self.context.tokenizer.encode(text)
-        kept = ids[: limit - 1]
-        return [*kept, self.context.tokenizer.eos_id], len(ids) - len(kept)
+        kept = ids[: limit - 1 - len(start)]
+        return [*start, *kept, self.context.tokenizer.eos_id], len(ids) - len(kept)
 
 
 def _digest(name: str) -> bytes:

@@ -144,6 +144,7 @@ def _stop_early(number: int, frame: FrameType | None) -> None:
 
 def _run(options: argparse.Namespace, *, attempt_dir: Path) -> Verdict:
     from llama_scale.train import worker  # seconds; after the signal handlers are in place
+    from llama_scale.train.starting import prepare_start
 
     job = worker.load_job(options.run, attempt=options.attempt, profile=options.profile)
     placement = Placement(
@@ -154,6 +155,7 @@ def _run(options: argparse.Namespace, *, attempt_dir: Path) -> Verdict:
     )
     _check(placement, world_size=job.plan.topology.world_size)
     logs = _prepare(job, placement, attempt_dir=attempt_dir, part=options.part)
+    prepare_start(job.run_dir, job.spec, job.plan)
     _preload(job)
     grace_s = job.spec.launcher.grace_s if options.stop_grace_s is None else options.stop_grace_s
     watch = RankWatch(

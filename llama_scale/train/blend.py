@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -39,6 +40,34 @@ class Blend:
         rounds, position = divmod(sample, self.period)
         part = int(self._parts[position])
         return part, rounds * self._shares[part] + int(self._before[position])
+
+
+def blend_once(weights: Sequence[float], sizes: Sequence[int], *, limit: int) -> list[tuple[int, int]]:
+    """Return (part, number in it) of the first samples of a blend, each at most once.
+
+    They are dealt out by weight, as ``Blend`` does. As soon as it is the turn of a part that is used up, those that are
+    left are dealt out by their weights from there on.
+
+    Args:
+        weights: Of each part.
+        sizes: Samples of each part.
+        limit: Most samples.
+    """
+    rows: list[tuple[int, int]] = []
+    taken = [0] * len(sizes)
+    left = list(range(len(sizes)))
+    while left and len(rows) < limit:
+        blend = Blend([weights[part] for part in left])
+        for k in itertools.count():
+            part = left[blend.locate(k)[0]]
+            if taken[part] == sizes[part]:
+                left.remove(part)
+                break
+            rows.append((part, taken[part]))
+            taken[part] += 1
+            if len(rows) == limit:
+                break
+    return rows
 
 
 def _integer_shares(weights: Sequence[float]) -> list[int]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_scale.checkpoint.manifest import Manifest, checkpoint_name, load_manifest, newest_complete
+from llama_scale.checkpoint.manifest import Manifest, checkpoint_name, newest_complete
 from llama_scale.checkpoint.retention import clean_unfinished, temporary_folder
 from llama_scale.errors import CheckpointError
 from llama_scale.train.engine import Engine, LocalPiece
@@ -28,6 +28,7 @@ from llama_scale.train.frozen_base import base_record, extension_record
 from llama_scale.train.random_state import rng_pieces
 from llama_scale.train.restoring import restore
 from llama_scale.train.saving import BackgroundSave, HostBuffers, Ranks, SaveRequest, write_checkpoint
+from llama_scale.train.starting import find_start
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import RunPlan
@@ -64,9 +65,10 @@ class Checkpointer:
         root: The run's folder of checkpoints; made at the first save.
         spec: The run's spec (section ``checkpoint``, seed, precision).
         plan: Its plan.
+        run_dir: Its folder, which says what it starts from; None: its spec says so.
     """
 
-    def __init__(self, root: Path, *, spec: RunSpec, plan: RunPlan) -> None:
+    def __init__(self, root: Path, *, spec: RunSpec, plan: RunPlan, run_dir: Path | None = None) -> None:
         self.root = Path(root)
         self._spec = spec
         self._plan = plan
@@ -74,7 +76,9 @@ class Checkpointer:
         self._token = self._ranks.from_first(lambda: os.urandom(4).hex())
         self._buffers = HostBuffers()
         self._pending: BackgroundSave | None = None
-        self._base = self._ranks.from_first(lambda: base_record(spec, plan))
+        self.start = self._ranks.from_first(lambda: find_start(spec, run_dir))
+        """What the run starts from."""
+        self._base = self._ranks.from_first(lambda: base_record(spec, plan, start=self.start))
         self.started_from: Path | None = None
         """Checkpoint whose weights, or the last of those whose weights, were loaded before the first step."""
         self.saved_step: int | None = None
@@ -154,7 +158,7 @@ class Checkpointer:
         self.started_from = Path(folder)
 
     def warm_start(self, engine: Engine) -> bool:
-        """Start from ``model.init_from``: a whole model, or adapters whose base ``resume`` has loaded.
+        """Start from the weights that the spec names: a whole model, or adapters whose base ``resume`` has loaded.
 
         Returns:
             Whether there was anything to load.
@@ -162,14 +166,14 @@ class Checkpointer:
         Raises:
             CheckpointError: See ``init_from``.
         """
-        folder = self._spec.model.init_from
+        start = self.start
+        folder = start.adapters
+        if folder is None and self._plan.base_trainable and start.record.kind != "seed":
+            folder = start.folder or Path(start.record.weights or start.record.path or "")
         if folder is None:
-            return False
-        adapters = self._ranks.from_first(lambda: load_manifest(Path(folder)).base is not None)
-        if self._plan.base_trainable or adapters:
-            self.init_from(engine, Path(folder))
-            return True
-        return False  # a frozen base is there already
+            return False  # a frozen base is there already
+        self.init_from(engine, folder)
+        return True
 
     def close(self) -> bool:
         """Wait for the save in the background and give the process group back; False if that save failed."""
@@ -222,6 +226,7 @@ class Checkpointer:
                 "shape": plan.shape,
                 "vocab_pad_multiple": plan.vocab_pad_multiple,
                 "base": self._base,
+                "started_from": self.start.record,
                 "extensions": extension_record(self._spec),
                 "rng": {"seed": self._spec.seed},
                 "schedule": dict(position.schedule),

@@ -7,7 +7,7 @@ samples consumed by the steps before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -17,13 +17,15 @@ import torch
 
 from llama_scale.data.examples import SPLITS, SplitName
 from llama_scale.data.reader import TokenFile
+from llama_scale.data.windows import count_windows, split_bounds
 from llama_scale.errors import DataError
-from llama_scale.train.blend import Blend
+from llama_scale.train.blend import Blend, blend_once
 from llama_scale.train.engine import MicroBatch
+from llama_scale.train.evaluation_rows import deal
 
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import BatchPlan
-    from llama_scale.spec.data import IndexedData, Split
+    from llama_scale.spec.data import IndexedData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +77,7 @@ class Stream:
         self._first, self._stop = documents
         self._seq_length = seq_length
         self._seed = seed
-        tokens = int(file.lengths[self._first : self._stop].sum())
-        self.windows = max(0, tokens - 1) // seq_length
-        if self.windows == 0:
-            raise DataError(
-                f"{file.prefix}: its {SPLITS[seed[2]]} split holds {tokens} tokens in {self._stop - self._first} "
-                f"documents, fewer than the {seq_length + 1} of one sample; change data.split, use more data or a "
-                "shorter data.seq_length"
-            )
+        self.windows = count_windows(file, documents, seq_length=seq_length, split=SPLITS[seed[2]])
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,15 +130,18 @@ class Samples:
     """
 
     def __init__(self, data: IndexedData, *, split: SplitName, seed: int, vocab_size: int) -> None:
-        self._blend = Blend([part.weight for part in data.blend])
+        self._weights = [part.weight for part in data.blend]
+        self._blend = Blend(self._weights)
+        self._seq_length = data.seq_length
         self._isolate = data.isolate_documents
         self._vocab_size = vocab_size
         self._streams: list[Stream] = []
         for number, part in enumerate(data.blend):
             file = TokenFile(part.path)
-            documents = split_bounds(data.split, split, documents=len(file), prefix=part.path)
+            documents = split_bounds(data.split.sizes, split, documents=len(file), prefix=part.path)
             key = (seed, number, SPLITS.index(split))
             self._streams.append(Stream(file, documents=documents, seq_length=data.seq_length, seed=key))
+        self._once = lru_cache(maxsize=1)(self._find_once)
 
     def __getitem__(self, index: int) -> Sample:
         """Return sample ``index`` of the endless sequence.
@@ -151,7 +149,10 @@ class Samples:
         Raises:
             DataError: A token id is not in the model's vocabulary.
         """
-        part, local = self._blend.locate(index)
+        return self._read(*self._blend.locate(index))
+
+    def _read(self, part: int, local: int) -> Sample:
+        """Return sample ``local`` of a part's own sequence."""
         stream = self._streams[part]
         tokens, documents = stream.sample(local)
         if int(tokens.max()) >= self._vocab_size or int(tokens.min()) < 0:
@@ -172,7 +173,9 @@ class Samples:
         With ``isolate_documents`` the last token of a document does not predict the first of the next one: its loss
         is masked, for nothing in its context could tell.
         """
-        samples = [self[index] for index in indices]
+        return self._stacked([self[index] for index in indices])
+
+    def _stacked(self, samples: Sequence[Sample]) -> MicroBatch:
         tokens = np.stack([sample.tokens for sample in samples])
         documents = np.stack([sample.documents for sample in samples])
         positions = np.stack([sample.positions for sample in samples])
@@ -193,26 +196,33 @@ class Samples:
         """Return one replica's part of the global batch that begins with sample ``first``."""
         return [self.micro_batch(indices) for indices in replica_samples(first, batch, dp_rank, dp_size)]
 
+    def evaluation(self, limit: int, *, batch: BatchPlan, dp_rank: int, dp_size: int) -> Iterator[list[MicroBatch]]:
+        """Yield one replica's part of each global batch of an evaluation, see ``samples.SampleSource``.
+
+        The samples are the first of the endless sequence, without those that it repeats: a part of the blend that is
+        used up leaves its place to the others.
+        """
+        rows = self._once(limit)
+        for slots in deal(len(rows), batch=batch, dp_rank=dp_rank, dp_size=dp_size):
+            yield [self._padded([rows[k] for piece in slot for k in piece.rows], batch.micro_batch) for slot in slots]
+
+    def _padded(self, rows: Sequence[tuple[int, int]], size: int) -> MicroBatch:
+        """Stack samples and fill the micro-batch up with rows that count nothing."""
+        zeros = np.zeros(self._seq_length + 1, np.int64)
+        nothing = Sample(tokens=zeros, documents=zeros, positions=zeros)
+        found = self._stacked([*(self._read(*row) for row in rows), *[nothing] * (size - len(rows))])
+        found["loss_mask"][len(rows) :] = 0.0
+        return found
+
+    def _find_once(self, limit: int) -> list[tuple[int, int]]:
+        return blend_once(self._weights, [stream.windows for stream in self._streams], limit=limit)
+
+    def __len__(self) -> int:
+        """Return the number of different samples: one pass over each part of the blend."""
+        return sum(stream.windows for stream in self._streams)
+
 
 def replica_samples(first: int, batch: BatchPlan, dp_rank: int, dp_size: int) -> list[range]:
     """Return the sample numbers of each micro-batch of one replica in the global batch that begins at ``first``."""
     starts = (first + (m * dp_size + dp_rank) * batch.micro_batch for m in range(batch.accumulation))
     return [range(start, start + batch.micro_batch) for start in starts]
-
-
-def split_bounds(split: Split, name: SplitName, *, documents: int, prefix: str) -> tuple[int, int]:
-    """Return the first document of a split and the one behind its last; splits follow each other in the file.
-
-    Raises:
-        DataError: The split gets no document.
-    """
-    shares = np.array([split.train, split.validation, split.test])
-    bounds = np.rint(np.concatenate([[0.0], np.cumsum(shares) / shares.sum()]) * documents).astype(int)
-    place = SPLITS.index(name)
-    first, stop = int(bounds[place]), int(bounds[place + 1])
-    if stop == first:
-        raise DataError(
-            f"{prefix}: none of its {documents} documents falls into the {name} split (data.split gives it "
-            f"{shares[place]:g} of {shares.sum():g}); give it a larger share or use a file with more documents"
-        )
-    return first, stop

@@ -16,7 +16,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llama_scale.train.adamw import fill_state, make_adamw, parameter_groups
-from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, count_tokens, to_device
+from llama_scale.train.engine import (
+    LocalPiece,
+    LossSum,
+    MicroBatches,
+    StepResult,
+    TensorReader,
+    count_tokens,
+    to_device,
+)
 from llama_scale.train.model import build_chunks
 from llama_scale.train.names import LocalParameter, logical_parameters
 from llama_scale.train.optimizer import HeldParameter, clip
@@ -73,7 +81,7 @@ class DdpEngine:
                 if self._widens and index < last:
                     _accumulate(self._parameters)
             total += loss_sum.detach().double()
-        loss = self._mean(total, tokens)
+        loss = self._summed(total) / max(1, tokens)
         grads = self._take_gradients()
         norm = math.sqrt(float(torch.stack(torch._foreach_norm(grads)).double().square().sum()))
         finite = math.isfinite(loss) and math.isfinite(norm)
@@ -82,7 +90,7 @@ class DdpEngine:
         return StepResult(loss=loss, grad_norm=norm, tokens=tokens, skipped=not finite)
 
     @torch.no_grad()
-    def evaluate(self, batch: MicroBatches) -> float:
+    def evaluate(self, batch: MicroBatches) -> LossSum:
         """See ``Engine.evaluate``."""
         chunk = self.chunks[0].eval()
         try:
@@ -91,7 +99,7 @@ class DdpEngine:
                 total += chunk(to_device(micro, self.device)).double()
         finally:
             chunk.train()
-        return self._mean(total, count_tokens(batch, device=self.device))
+        return LossSum(total=self._summed(total), tokens=count_tokens(batch, device=self.device))
 
     def model_pieces(self, *, frozen: bool = False) -> Iterator[LocalPiece]:
         """See ``Engine.model_pieces``."""
@@ -119,9 +127,9 @@ class DdpEngine:
         for parameter, main in zip(self._parameters, self._mains, strict=True):
             yield HeldParameter(parameter=parameter, main=main, start=None, state=self._optimizer.state[main])
 
-    def _mean(self, total: torch.Tensor, tokens: int) -> float:
+    def _summed(self, total: torch.Tensor) -> float:
         dist.all_reduce(total)
-        return float(total) / max(1, tokens)
+        return float(total)
 
     def _zero_grad(self) -> None:
         for parameter in self._parameters:

@@ -15,7 +15,15 @@ from llama_scale.train import deepspeed_state as state
 from llama_scale.train.adamw import make_adamw, parameter_groups
 from llama_scale.train.deepspeed_import import deepspeed, initialize, join, quiet
 from llama_scale.train.deepspeed_pipeline import StagePipeline
-from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader, count_tokens, to_device
+from llama_scale.train.engine import (
+    LocalPiece,
+    LossSum,
+    MicroBatches,
+    StepResult,
+    TensorReader,
+    count_tokens,
+    to_device,
+)
 from llama_scale.train.model import build_chunks, named_layers
 from llama_scale.train.names import LocalParameter, logical_parameters
 from llama_scale.train.optimizer import HeldParameter, clip, gradients
@@ -102,14 +110,15 @@ class DeepSpeedEngine:
         return StepResult(loss=loss, grad_norm=norm, tokens=tokens, skipped=not finite)
 
     @torch.no_grad()
-    def evaluate(self, batch: MicroBatches) -> float:
+    def evaluate(self, batch: MicroBatches) -> LossSum:
         """See ``Engine.evaluate``."""
         tokens = self._global_tokens(batch)
         on_device = [to_device(micro, self.device) for micro in batch]
         if self._pipeline is not None:
-            scale = len(batch) * self.plan.topology.dp_size / max(1, tokens)
+            # DeepSpeed takes the mean over micro-batches and replicas.
+            scale = float(len(batch) * self.plan.topology.dp_size)
             with quiet():
-                return self._pipeline.eval_batch(self._engine, on_device, scale=scale)
+                return LossSum(total=self._pipeline.eval_batch(self._engine, on_device, scale=scale), tokens=tokens)
         self._engine.eval()
         try:
             total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -117,7 +126,7 @@ class DeepSpeedEngine:
                 total += self._engine(micro).double()
         finally:
             self._engine.train()
-        return self._mean(total, tokens)
+        return LossSum(total=self._summed(total), tokens=tokens)
 
     def model_pieces(self, *, frozen: bool = False) -> Iterator[LocalPiece]:
         """See ``Engine.model_pieces``."""
@@ -159,7 +168,7 @@ class DeepSpeedEngine:
             loss_sum = self._engine(micro)
             self._engine.backward(loss_sum * scale)
             total += loss_sum.detach().double()
-        return self._mean(total * scale / len(batch), self.plan.topology.dp_size)
+        return self._summed(total) * scale / (len(batch) * self.plan.topology.dp_size)
 
     def _update(self) -> tuple[float, bool]:
         """Do AdamW's step; returns the gradient norm and whether it was finite (otherwise nothing is updated)."""
@@ -194,9 +203,9 @@ class DeepSpeedEngine:
     def _global_tokens(self, batch: MicroBatches) -> int:
         return count_tokens(batch, device=self.device, group=parallel_state.get_data_parallel_group())
 
-    def _mean(self, total: torch.Tensor, count: int) -> float:
+    def _summed(self, total: torch.Tensor) -> float:
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-        return float(total) / max(1, count)
+        return float(total)
 
 
 def _gather_with_owner(chunk: Any) -> None:

@@ -54,7 +54,7 @@ class StagePipeline(PipelineModule):
         places: list[nn.Module] = [nn.Identity() for _ in range(topology.pp_size)]
         places[coordinates.pp_rank] = stage
         self._scale = 1.0
-        self._was_training = True
+        self._rows_sent = 0
         mesh = PipeModelDataParallelTopology(num_pp=topology.pp_size, num_mp=topology.tp_size, num_dp=topology.dp_size)
         with quiet():
             super().__init__(layers=places, topology=mesh, loss_fn=self._scaled, partition_method="uniform")
@@ -81,13 +81,20 @@ class StagePipeline(PipelineModule):
         return float(loss)
 
     def _load(self, engine: Any, batch: MicroBatches, *, scale: float, training: bool) -> None:
-        rows = self.stage.chunk.mixture_rows
-        if rows is not None and rows.per_task and training is not self._was_training:
-            # Evaluation sends more rows from stage to stage, and DeepSpeed keeps the shape that it has seen first.
+        rows = self._rows(batch[0], training=training)
+        if rows != self._rows_sent:
+            # DeepSpeed keeps the shape that it has seen first.
             engine.reset_activation_shape()
-        self._was_training = training
+        self._rows_sent = rows
         self.stage.batches = iter(batch)
         self._scale = scale
+
+    def _rows(self, micro: MicroBatch, *, training: bool) -> int:
+        """Return the rows that go from stage to stage: evaluation has those of a mixture once for every adapter."""
+        mixture, rows = self.stage.chunk.mixture_rows, micro["tokens"].shape[0]
+        if mixture is None:
+            return rows
+        return mixture.layout(micro.get("routes", ()), rows=rows, training=training).rows[-1].stop
 
     def _scaled(self, loss_sum: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
         return loss_sum * self._scale

@@ -50,9 +50,11 @@ class GeneralisedEm:
         for attempt, (factor, momentum) in enumerate(ATTEMPTS):
             if attempt:
                 self._before.restore(self._engine, momentum=momentum)
+                for chunk in self._engine.chunks:
+                    chunk.statistics.clear()  # the step counts once, however often it is tried
             result = self._engine.train_step(batch, lr * factor)
             # Every rank sees the same two numbers. NaN is no improvement.
-            if result.skipped or self._engine.evaluate(batch) <= result.loss:
+            if result.skipped or self._engine.evaluate(batch).mean <= result.loss:
                 return result
         self._before.restore(self._engine, momentum=False)
         logger.info("no step up to 1/%d of the learning rate raises the likelihood: weights kept", 1 / factor)

@@ -35,7 +35,11 @@ class Route:
         task: Name of the task that they are of; None: language modelling on plain tokens.
         start: First row.
         stop: First row after them.
-        pool: Rows of that task on each data parallel replica in the same micro-batch slot, in the replicas' order.
+        pool: Rows of that task on each data parallel replica in the same micro-batch slot, in the replicas' order;
+            empty: the loss of a head of its own joins no rows of other replicas.
+        padding: These rows only fill the micro-batch up: they count nothing, and no head is shown them.
+        continues: More rows of the same group follow in the next micro-batch: a head of its own waits for them and is
+            shown the group at once. Only evaluation has groups, see ``train.evaluation_rows``.
     """
 
     adapter: str | None
@@ -43,6 +47,8 @@ class Route:
     start: int
     stop: int
     pool: tuple[int, ...] = ()
+    padding: bool = False
+    continues: bool = False
 
 
 class MicroBatch(TypedDict):
@@ -89,6 +95,26 @@ class StepResult:
     grad_norm: float
     tokens: int
     skipped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSum:
+    """Report a forward pass over a global batch; equal on all ranks.
+
+    Sums, because the mean over several batches is the sum of their losses over the sum of their tokens.
+
+    Args:
+        total: Negative log-likelihood (nats), summed over the unmasked tokens.
+        tokens: Unmasked tokens.
+    """
+
+    total: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats a token; 0 without tokens."""
+        return self.total / max(1, self.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +169,11 @@ class Engine(Protocol):
         """Run forward, backward and one AdamW update at this learning rate."""
         ...
 
-    def evaluate(self, batch: MicroBatches) -> float:
-        """Return the mean loss over the global batch, forward only."""
+    def evaluate(self, batch: MicroBatches) -> LossSum:
+        """Return the summed loss of the global batch and its tokens, forward only.
+
+        The replicas' batches have equally many micro-batches, a multiple of the accumulation steps.
+        """
         ...
 
     def model_pieces(self, *, frozen: bool = False) -> Iterator[LocalPiece]:

@@ -17,15 +17,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from llama_scale.checkpoint.manifest import ExtensionRecord
-from llama_scale.convert.request import ADAPTER, MIXED, Request
+from llama_scale.convert.request import ADAPTER, FREQUENCIES, MIXED, Request
 from llama_scale.convert.weights import Weights
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.plan.topology import Coordinates
 from llama_scale.spec.run import RunSpec
 from llama_scale.train import distributed
 from llama_scale.train.engine import MicroBatch, Route
+from llama_scale.train.forward_weights import load_weights, stream_weights
 from llama_scale.train.model import LlamaModel, build_chunks
-from llama_scale.train.names import logical_parameters
 from llama_scale.train.ports import free_port, rank_variables
 
 
@@ -63,9 +63,10 @@ def forward(request: Request) -> dict[str, torch.Tensor] | None:
         plan.topology, device="cpu", timeout_s=request.timeout_s, virtual_stages=request.vp_size
     )
     chunks = build_chunks(spec, plan, coordinates, initialize=False)
-    load_weights(chunks, plan, coordinates, weights=weights, dtype=getattr(torch, request.dtype))
+    fill = stream_weights if request.stream else load_weights
+    fill(chunks, plan, coordinates, weights=weights, dtype=getattr(torch, request.dtype))
     pipeline = Pipeline(chunks, plan, coordinates)
-    results: dict[str, torch.Tensor] = {}
+    results: dict[str, torch.Tensor] = {FREQUENCIES: chunks[-1].inverse_frequencies.clone()}
     with torch.no_grad():
         for name, tokens in sorted(prompts.items()):
             pipeline.choose(request.choices[name])
@@ -113,23 +114,6 @@ def make_spec(request: Request, weights: Weights, *, seq_length: int) -> RunSpec
             "cluster": {"nodes": 1, "devices_per_node": request.tp_size * request.pp_size, "device": "cpu"},
         }
     )
-
-
-def load_weights(
-    chunks: Sequence[LlamaModel],
-    plan: RunPlan,
-    coordinates: Coordinates,
-    *,
-    weights: Weights,
-    dtype: torch.dtype,
-) -> None:
-    """Fill a rank's chunks from a checkpoint of any layout, the base rounded to ``dtype``; padding rows become zero."""
-    for local in logical_parameters(chunks, plan, coordinates):
-        local.tensor.detach().zero_()
-        if local.box.numel:
-            kind = dtype if local.parameter.owner == "base" else torch.float32
-            local.view().copy_(weights.read(local.name, local.box, out=torch.empty(local.box.shape, dtype=kind)))
-        weights.release()
 
 
 class Pipeline:

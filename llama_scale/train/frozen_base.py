@@ -12,40 +12,42 @@ from llama_scale.errors import CheckpointError
 if TYPE_CHECKING:
     from llama_scale.plan.run_plan import RunPlan
     from llama_scale.spec.run import RunSpec
+    from llama_scale.train.starting import Start
 
 
 _NEW = "not in the checkpoint"
 
 
-def base_record(spec: RunSpec, plan: RunPlan) -> BaseRecord | None:
+def base_record(spec: RunSpec, plan: RunPlan, *, start: Start) -> BaseRecord | None:
     """Describe the base that a run's checkpoints do not hold; None if they do.
 
+    Args:
+        spec: The run.
+        plan: Its plan.
+        start: What it starts from.
+
     Raises:
-        CheckpointError: ``model.init_from`` is no complete checkpoint, or not one of a whole model.
+        CheckpointError: The base's weights are gone, are of no whole model, or are drawn from another seed.
     """
     if plan.base_trainable:
         return None
     dtype = "bfloat16" if spec.precision.compute == "bf16" else "float32"
-    if spec.model.init_from is None:
+    record = start.record
+    if record.kind == "seed":
+        if (record.seed, record.init_std) != (spec.seed, spec.model.init_std):
+            raise CheckpointError(
+                f"the adapters of model.init_from {spec.model.init_from} were trained on weights {record.words()} with "
+                f"init_std {record.init_std}, this spec has seed {spec.seed} and init_std {spec.model.init_std}; set "
+                "seed and model.init_std to theirs"
+            )
         return BaseRecord(kind="seed", seed=spec.seed, init_std=spec.model.init_std, dtype=dtype)
-    manifest = load_manifest(Path(spec.model.init_from))
-    if manifest.base is not None:  # adapters to go on from: their base is this run's
-        return _base_of_adapters(manifest.base, spec, dtype=dtype)
+    manifest = load_manifest(start.folder or Path(record.weights or record.path or ""))
     return BaseRecord(
         kind="checkpoint",
-        path=str(Path(spec.model.init_from).absolute()),
+        path=str((start.folder or Path()).absolute()),
         parameter_digest=manifest.parameter_digest,
         dtype=dtype,
     )
-
-
-def _base_of_adapters(record: BaseRecord, spec: RunSpec, *, dtype: str) -> BaseRecord:
-    if record.kind == "seed" and (record.seed, record.init_std) != (spec.seed, spec.model.init_std):
-        raise CheckpointError(
-            f"the adapters of model.init_from {spec.model.init_from} were trained on {_whence(record)}, this spec has "
-            f"seed {spec.seed} and init_std {spec.model.init_std}; set seed and model.init_std to theirs"
-        )
-    return record.model_copy(update={"dtype": dtype})
 
 
 def extension_record(spec: RunSpec) -> ExtensionRecord | None:

@@ -6,6 +6,7 @@ task, H hidden.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ class TaskHeads:
     def __init__(self, tasks: Sequence[RunTask], model: LlamaModel) -> None:
         self._tasks = {task.name: task for task in tasks}
         self._model = model
+        # Rows of a group that goes on in the next micro-batch, by task; see ``Route.continues``.
+        self._waiting: dict[str, list[tuple[torch.Tensor, TaskRows]]] = {}
         # By name, not by value: ZeRO 3 and others replace what a parameter holds.
         named = [name for name, _ in model.named_parameters()]
         self._names = {
@@ -63,17 +66,21 @@ class TaskHeads:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden, heads = self._bound(hidden)
         spoke = False
+        before: Counter[str | None] = Counter()  # rows of each task in the routes so far
         for route in routes:
+            if route.padding:
+                continue
             rows = hidden[:, route.start : route.stop]
             weights = batch["loss_mask"][route.start : route.stop]
             if route.task is not None and self._tasks[route.task].head == "own":
-                part = self._own_loss(rows, batch, route, heads[route.task])
+                part = self._own_loss(rows, batch, route, heads[route.task], before=before[route.task])
             else:
                 part = self._model.language_loss(rows, batch["labels"][route.start : route.stop], weights)
                 spoke = True
             if route.task is not None and self._model.training:
                 self._model.statistics.add(TASK + route.task, part, weights.sum())
             total = total + part
+            before[route.task] += route.stop - route.start
         unspoken = self._model.head_weight()
         return total if spoke or not unspoken.requires_grad else linked(total, unspoken)
 
@@ -88,20 +95,40 @@ class TaskHeads:
         return hidden, heads
 
     def _own_loss(
-        self, hidden: torch.Tensor, batch: MicroBatch, route: Route, head: Mapping[str, torch.Tensor]
+        self,
+        hidden: torch.Tensor,
+        batch: MicroBatch,
+        route: Route,
+        head: Mapping[str, torch.Tensor],
+        *,
+        before: int,
     ) -> torch.Tensor:
+        """Return the loss of a route's rows, and of those that waited for them.
+
+        Args:
+            hidden: Final hidden states ``[S, R, H]`` of the route's rows.
+            batch: The micro-batch.
+            route: The route.
+            head: The head's parameters.
+            before: Rows of the same task in the micro-batch's earlier routes.
+        """
         assert route.task is not None
         rows = slice(route.start, route.stop)
         extra = batch.get("extra", {}).get(route.task, {})
+        part = slice(before, before + route.stop - route.start)
         found = TaskRows(
             tokens=batch["tokens"][rows],
             weights=batch["loss_mask"][rows],
             documents=batch["documents"][rows],
-            extra={name: values.to(hidden.device) for name, values in extra.items()},
+            extra={name: values[part].to(hidden.device) for name, values in extra.items()},
         )
-        context = _Context(head, route.pool)
-        whole = self._whole_sequence(hidden)
-        return self._tasks[route.task].task.loss(whole, found, context).float()
+        waiting = self._waiting.pop(route.task, [])
+        waiting.append((self._whole_sequence(hidden), found))
+        if route.continues:
+            self._waiting[route.task] = waiting
+            return hidden.new_zeros((), dtype=torch.float32)
+        whole, found = waiting[0] if len(waiting) == 1 else _joined(waiting)
+        return self._tasks[route.task].task.loss(whole, found, _Context(head, route.pool)).float()
 
     def _whole_sequence(self, hidden: torch.Tensor) -> torch.Tensor:
         """Gather the sequence; each tensor parallel rank computes the same loss, so gradients are not summed."""
@@ -113,6 +140,17 @@ class TaskHeads:
 
     def _parameters(self, task: str) -> dict[str, nn.Parameter]:
         return {short: self._model.get_parameter(name) for short, name in self._names[task].items()}
+
+
+def _joined(parts: Sequence[tuple[torch.Tensor, TaskRows]]) -> tuple[torch.Tensor, TaskRows]:
+    """Put the rows of a group together, which several micro-batches held."""
+    hidden, rows = zip(*parts, strict=True)
+    return torch.cat(hidden, dim=1), TaskRows(
+        tokens=torch.cat([part.tokens for part in rows]),
+        weights=torch.cat([part.weights for part in rows]),
+        documents=torch.cat([part.documents for part in rows]),
+        extra={name: torch.cat([part.extra[name] for part in rows]) for name in rows[0].extra},
+    )
 
 
 class _Context:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from llama_scale.checkpoint.retention import BEST_BY, ROWS_KEY
 from llama_scale.errors import LaunchError
 from llama_scale.train.checkpointing import Checkpointer, Position
 from llama_scale.train.engine import Engine, MicroBatches, StepResult
@@ -145,6 +146,7 @@ def _step(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position,
         if due and parts.statistics is not None:
             evaluated = parts.statistics()
     validation_loss = None if validation is None else validation.loss
+    compared = statistics if statistics.responsibilities else evaluated
     record = StepRecord(
         step=step,
         loss=result.loss,
@@ -160,23 +162,29 @@ def _step(spec: RunSpec, plan: RunPlan, parts: LoopParts, *, position: Position,
         validation_loss=validation_loss,
         validation_losses={} if validation is None else dict(validation.task_losses),
         task_losses=statistics.task_losses,
-        responsibilities=statistics.responsibilities or evaluated.responsibilities,
+        responsibilities=compared.responsibilities,
+        task_tokens=statistics.task_tokens,
+        responsibility_tokens=compared.responsibility_tokens,
     )
     for sink in parts.sinks:
         sink(record)
     skips.check(step, result)
-    best = best_validation_loss(position)
-    metrics: dict[str, float | None] = {}
-    if validation_loss is not None and math.isfinite(validation_loss):
-        best = validation_loss if best is None else min(best, validation_loss)
-        metrics["validation_loss"] = validation_loss
-    if best is not None:
-        metrics[BEST_KEY] = best
-    return Position(step=step, samples=samples, metrics=metrics)
+    return Position(step=step, samples=samples, metrics=_metrics(position, validation))
 
 
 BEST_KEY = "best_validation_loss"
-"""Key of a position's metrics: the lowest validation loss measured up to there."""
+"""Key of a position's metrics: the lowest validation loss measured up to there, over as many rows."""
+
+
+def _metrics(position: Position, validation: Validation | None) -> dict[str, float | None]:
+    """Return what a checkpoint remembers of validation: the last one, and the best."""
+    kept = {key: position.metrics[key] for key in (BEST_KEY, ROWS_KEY) if key in position.metrics}
+    if validation is None or not math.isfinite(validation.loss):
+        return kept
+    best, rows = kept.get(BEST_KEY), kept.get(ROWS_KEY)
+    # Losses over other rows say nothing about these: those of version 0.1 were means of batch means.
+    best = validation.loss if best is None or rows != validation.rows else min(best, validation.loss)
+    return {BEST_BY: validation.loss, ROWS_KEY: validation.rows, BEST_KEY: best}
 
 
 def best_validation_loss(position: Position) -> float | None:
@@ -197,13 +205,16 @@ def log_progress(*, steps: int, every: int) -> Callable[[StepRecord], None]:
         if record.step % every == 0 or record.step in (1, steps) or record.skipped:
             logger.info(text)
         if record.validation_loss is not None:
-            perplexity = math.exp(min(record.validation_loss, 700.0))
-            logger.info(
-                "step %d/%d  validation loss %.4f  perplexity %.2f",
-                record.step,
-                steps,
-                record.validation_loss,
-                perplexity,
-            )
+            logger.info("step %d/%d  validation loss %.4f%s", record.step, steps, *_validation(record))
 
     return sink
+
+
+def _validation(record: StepRecord) -> tuple[float, str]:
+    """Return the validation loss and what to say of it: a mean over several tasks is no one's perplexity."""
+    assert record.validation_loss is not None
+    if len(record.validation_losses) > 1:
+        return record.validation_loss, "".join(
+            f"  {name} {loss:.4f}" for name, loss in record.validation_losses.items()
+        )
+    return record.validation_loss, f"  perplexity {math.exp(min(record.validation_loss, 700.0)):.2f}"

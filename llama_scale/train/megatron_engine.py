@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llama_scale.train import cpu
-from llama_scale.train.engine import LocalPiece, MicroBatch, MicroBatches, StepResult, TensorReader, to_device
+from llama_scale.train.engine import LocalPiece, LossSum, MicroBatch, MicroBatches, StepResult, TensorReader, to_device
 from llama_scale.train.model import build_chunks
 from llama_scale.train.names import logical_parameters
 from llama_scale.train.optimizer import build_optimizer, clip, gradients, held_parameters, squared_norm
@@ -67,7 +67,8 @@ class MegatronEngine:
         self._optimizer.zero_grad()
         parts = self._forward_backward(batch, forward_only=False)
         self._optimizer.prepare_grads()
-        loss, tokens, norm = self._totals(parts, squared_norm(self._optimizer))
+        summed, norm = self._totals(parts, squared_norm(self._optimizer))
+        loss = summed.mean
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             clip(gradients(self._optimizer), norm=norm, limit=self.spec.optimizer.clip_grad_norm)
@@ -75,10 +76,10 @@ class MegatronEngine:
                 group["lr"] = lr
             self._optimizer.step_with_ready_grads()
             self.step += 1
-        return StepResult(loss=loss, grad_norm=norm, tokens=tokens, skipped=not finite)
+        return StepResult(loss=loss, grad_norm=norm, tokens=summed.tokens, skipped=not finite)
 
     @torch.no_grad()
-    def evaluate(self, batch: MicroBatches) -> float:
+    def evaluate(self, batch: MicroBatches) -> LossSum:
         """See ``Engine.evaluate``."""
         for chunk in self._wrapped:
             chunk.eval()
@@ -87,8 +88,7 @@ class MegatronEngine:
         finally:
             for chunk in self._wrapped:
                 chunk.train()
-        loss, _, _ = self._totals(parts, torch.zeros((), dtype=torch.float64))
-        return loss
+        return self._totals(parts, torch.zeros((), dtype=torch.float64))[0]
 
     def model_pieces(self, *, frozen: bool = False) -> Iterator[LocalPiece]:
         """See ``Engine.model_pieces``."""
@@ -136,8 +136,8 @@ class MegatronEngine:
 
     def _totals(
         self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], squares: torch.Tensor
-    ) -> tuple[float, int, float]:
-        """Add up over all ranks, in one exchange: mean loss, unmasked tokens, gradient norm."""
+    ) -> tuple[LossSum, float]:
+        """Add up over all ranks, in one exchange: loss and unmasked tokens; gradient norm."""
         topology = self.plan.topology
         values = torch.zeros(3, dtype=torch.float64, device=self.device)
         if parts:
@@ -148,9 +148,8 @@ class MegatronEngine:
         values[2] = squares if self.spec.engine.distributed_optimizer else squares / topology.dp_size
         dist.all_reduce(values)
         loss_sum, tokens, total_squares = values.tolist()
-        tokens = round(tokens)
-        # A batch without any unmasked token has loss 0 and gradient 0.
-        return loss_sum / max(1, tokens), tokens, math.sqrt(total_squares) if total_squares >= 0 else math.nan
+        norm = math.sqrt(total_squares) if total_squares >= 0 else math.nan
+        return LossSum(total=loss_sum, tokens=round(tokens)), norm
 
 
 def _wrap(spec: RunSpec, chunks: Sequence[nn.Module]) -> list[Any]:

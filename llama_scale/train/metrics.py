@@ -30,12 +30,14 @@ class StepRecord:
         samples: Samples consumed since the start of the run, this step's included.
         skipped: The update was left out (a loss or gradient norm that is not finite).
         data_s: Part of ``step_time_s`` in which rank 0 read its samples.
-        validation_loss: Mean loss over the validation batches after this step, where it was measured.
+        validation_loss: Loss over the validation rows after this step, where it was measured.
         validation_losses: The same of each task.
         task_losses: Mean loss of each task that had rows in this step, per counted token.
         responsibilities: Share of the tokens (``weights: posterior``: of the documents) that each adapter of a mixture
             is responsible for: of this step's, or, where training sends rows through one adapter each, of those that
             were evaluated after it.
+        task_tokens: What each of ``task_losses`` was divided by.
+        responsibility_tokens: Tokens (or documents) that ``responsibilities`` share.
     """
 
     step: int
@@ -53,6 +55,8 @@ class StepRecord:
     validation_losses: Mapping[str, float] = field(default_factory=dict)
     task_losses: Mapping[str, float] = field(default_factory=dict)
     responsibilities: Mapping[str, float] = field(default_factory=dict)
+    task_tokens: Mapping[str, float] = field(default_factory=dict)
+    responsibility_tokens: float | None = None
 
     def to_json(self) -> str:
         """Return one line of JSON; numbers that are not finite become null, what was not measured does not appear."""
@@ -62,9 +66,10 @@ class StepRecord:
                 values[key] = None
             elif isinstance(value, Mapping):
                 values[key] = {name: one if math.isfinite(one) else None for name, one in value.items()}
-        if self.validation_loss is None:
-            del values["validation_loss"]
-        for name in ("validation_losses", "task_losses", "responsibilities"):
+        for name in ("validation_loss", "responsibility_tokens"):
+            if getattr(self, name) is None:
+                del values[name]
+        for name in ("validation_losses", "task_losses", "task_tokens", "responsibilities"):
             if not values[name]:
                 del values[name]
         values["time_utc"] = datetime.now(UTC).isoformat(timespec="milliseconds")

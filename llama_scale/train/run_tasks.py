@@ -26,6 +26,7 @@ class RunTask:
         head: ``lm`` or ``own``.
         adapter: Adapter that its rows go through; None: the base alone, or all adapters of a mixture.
         task: The implementation.
+        starts_texts: See ``TaskTokenizer``.
     """
 
     name: str
@@ -35,10 +36,15 @@ class RunTask:
     head: Literal["lm", "own"]
     adapter: str | None
     task: Task
+    starts_texts: bool = True
 
 
-def make_tasks(spec: RunSpec) -> list[RunTask]:
+def make_tasks(spec: RunSpec, *, starts_texts: bool = True) -> list[RunTask]:
     """Load the implementations of a resolved spec's tasks; tokenizers are loaded when they are used.
+
+    Args:
+        spec: The run.
+        starts_texts: See ``TaskTokenizer``.
 
     Raises:
         PluginError: A plugin is missing or broken.
@@ -46,7 +52,7 @@ def make_tasks(spec: RunSpec) -> list[RunTask]:
     if not spec.tasks:
         return []
     assert spec.tokenizer is not None, "a rule asks for one"
-    tokenizer = TaskTokenizer(Path(spec.tokenizer.path))
+    tokenizer = TaskTokenizer(Path(spec.tokenizer.path), starts_texts=starts_texts)
     sizes = {name: getattr(spec.model, name) for name in ("hidden_size", "vocab_size", "num_layers")}
     mixed = spec.mixture is not None and spec.mixture.objective != "per_task"
     adapters = {} if mixed else {adapter.task: adapter.name for adapter in spec.adapters}
@@ -66,6 +72,7 @@ def make_tasks(spec: RunSpec) -> list[RunTask]:
                 head=descriptor.head,
                 adapter=adapters.get(task.name),
                 task=discover.implementation(descriptor)(options, context),
+                starts_texts=starts_texts,
             )
         )
     return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch.distributed as dist
 
+from llama_scale.data.task_tokenizer import starts_texts
 from llama_scale.runs.folder import RunFolder
 from llama_scale.train.data import Samples, SplitName
 from llama_scale.train.run_tasks import make_tasks
@@ -26,6 +28,19 @@ class SampleSource(Protocol):
         """Return one replica's part of the global batch that begins with sample ``first``."""
         ...
 
+    def __len__(self) -> int:
+        """Return the number of different rows."""
+        ...
+
+    def evaluation(self, limit: int, *, batch: BatchPlan, dp_rank: int, dp_size: int) -> Iterator[list[MicroBatch]]:
+        """Yield one replica's part of each global batch of an evaluation.
+
+        Together the replicas read the first ``limit`` rows, each once; fewer, if there are no more. Which rows these
+        are depends neither on the replicas nor on the sizes of batches. The last batch is filled up with rows that
+        count nothing, for all ranks take part in each batch.
+        """
+        ...
+
 
 def make_samples(spec: RunSpec, *, split: SplitName, run_dir: Path) -> SampleSource:
     """Open the samples of one split of a run; collective, for rank 0 makes tasks' examples into features first.
@@ -40,6 +55,7 @@ def make_samples(spec: RunSpec, *, split: SplitName, run_dir: Path) -> SampleSou
 
 def make_task_samples(spec: RunSpec, *, split: SplitName, run_dir: Path) -> TaskSamples:
     """Open the rows of a run's tasks; see :func:`make_samples`."""
-    tasks = [task for task in make_tasks(spec) if task.weight > 0]
-    prepared = prepared_splits(spec, tasks, split, folder=RunFolder(run_dir).examples, prepares=dist.get_rank() == 0)
+    folder = RunFolder(run_dir).examples
+    tasks = [task for task in make_tasks(spec, starts_texts=starts_texts(folder)) if task.weight > 0]
+    prepared = prepared_splits(spec, tasks, split, folder=folder, prepares=dist.get_rank() == 0)
     return TaskSamples(tasks, prepared, split=split, seed=spec.seed, seq_length=spec.data.seq_length)

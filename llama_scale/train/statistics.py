@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llama_scale.spec.adapters import mixed_adapters
+from llama_scale.train.versions import parallel_state
 
 if TYPE_CHECKING:
     from llama_scale.spec.run import RunSpec
@@ -26,10 +27,14 @@ class StepStatistics:
     Args:
         task_losses: Loss per counted token (or what else the task counts) of each task that had rows.
         responsibilities: Share of the tokens (or, with ``posterior``, documents) that each adapter is responsible for.
+        task_tokens: What each of ``task_losses`` was divided by: means of several steps are weighted with it.
+        responsibility_tokens: Tokens (or documents) that the adapters share.
     """
 
     task_losses: Mapping[str, float] = field(default_factory=dict)
     responsibilities: Mapping[str, float] = field(default_factory=dict)
+    task_tokens: Mapping[str, float] = field(default_factory=dict)
+    responsibility_tokens: float | None = None
 
 
 class Tally(dict[str, torch.Tensor]):
@@ -69,8 +74,17 @@ def gather(names: Sequence[str], chunks: Sequence[nn.Module]) -> StepStatistics:
                 sums[place] += tally[name]
         tally.clear()
     dist.all_reduce(sums)
-    means = {name: total / weight for name, (total, weight) in zip(names, sums.tolist(), strict=True) if weight}
-    return StepStatistics(task_losses=_starting(TASK, means), responsibilities=_starting(RESPONSIBILITY, means))
+    found = {name: pair for name, pair in zip(names, sums.tolist(), strict=True) if pair[1]}
+    means = {name: total / weight for name, (total, weight) in found.items()}
+    # Each tensor parallel rank of the last stage has counted.
+    copies = parallel_state.get_tensor_model_parallel_world_size()
+    weights = {name: weight / copies for name, (_, weight) in found.items()}
+    return StepStatistics(
+        task_losses=_starting(TASK, means),
+        responsibilities=_starting(RESPONSIBILITY, means),
+        task_tokens=_starting(TASK, weights),
+        responsibility_tokens=next(iter(_starting(RESPONSIBILITY, weights).values()), None),
+    )
 
 
 def _starting(prefix: str, means: Mapping[str, float]) -> dict[str, float]:

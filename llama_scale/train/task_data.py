@@ -6,7 +6,8 @@ are sorted by task before they are dealt to replicas and micro-batches, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from llama_scale.errors import DataError
 from llama_scale.train.blend import Blend
 from llama_scale.train.data import permutation, replica_samples
 from llama_scale.train.engine import MicroBatch, Route
+from llama_scale.train.evaluation_rows import GROUP, Piece, deal
 from llama_scale.train.task_data_store import PreparedSplit
 
 if TYPE_CHECKING:
@@ -81,19 +83,46 @@ class TaskSamples:
     def _micro_batch(self, dealt: Sequence[Sequence[tuple[int, int]]], dp_rank: int) -> MicroBatch:
         """Build one replica's micro-batch of a slot from the rows of all replicas in it."""
         own = dealt[dp_rank]
-        arrays = [self._arrays(number, row) for number, row in own]
-        batch = MicroBatch(
-            **{name: torch.from_numpy(np.stack([row[name] for row in arrays])) for name in arrays[0]},  # type: ignore[typeddict-item]
-            routes=self._routes(dealt, dp_rank),
-        )
+        routes = self._routes(dealt, dp_rank)
         extra = {
             route.task: self._extra(own[route.start : route.stop], self._number(route.task))
-            for route in batch["routes"]
+            for route in routes
             if route.task is not None
         }
-        if any(extra.values()):
-            batch["extra"] = extra
-        return batch
+        return _stacked([self._arrays(number, row) for number, row in own], routes, extra)
+
+    def __len__(self) -> int:
+        """Return the number of different rows of all tasks."""
+        return sum(len(prepared) for prepared in self._prepared)
+
+    def evaluation(self, limit: int, *, batch: BatchPlan, dp_rank: int, dp_size: int) -> Iterator[list[MicroBatch]]:
+        """Yield one replica's part of each global batch of an evaluation of one task, see ``samples.SampleSource``.
+
+        The rows of the split are chosen in the order of samples and read in their own order. A head of its own is shown
+        groups of ``GROUP`` of them.
+        """
+        [task], size = self.tasks, len(self)
+        rows = sorted(self.locate(k)[1] for k in range(min(limit, size)))
+        group = GROUP if task.head == "own" else 1
+        for slots in deal(len(rows), batch=batch, dp_rank=dp_rank, dp_size=dp_size, group=group):
+            yield [self._evaluated(rows, pieces, size=batch.micro_batch) for pieces in slots]
+
+    def _evaluated(self, rows: Sequence[int], pieces: Sequence[Piece], *, size: int) -> MicroBatch:
+        """Build a micro-batch of one task's rows, filled up with padding."""
+        [task] = self.tasks
+        own = [(0, rows[k]) for piece in pieces for k in piece.rows]
+        padding = size - len(own)
+        if task.head == "lm":  # its rows are not joined: one product over all of them
+            pieces = [Piece(rows=range(len(own)), continues=False)] if own else []
+        stops = itertools.accumulate((len(piece.rows) for piece in pieces), initial=0)
+        routes = [
+            Route(adapter=task.adapter, task=task.name, start=start, stop=stop, continues=piece.continues)
+            for (start, stop), piece in zip(itertools.pairwise(stops), pieces, strict=True)
+        ]
+        if padding:
+            routes.append(Route(adapter=task.adapter, task=task.name, start=len(own), stop=size, padding=True))
+        arrays = [*(self._arrays(*row) for row in own), *[self._padding()] * padding]
+        return _stacked(arrays, tuple(routes), {task.name: self._extra(own, 0)})
 
     def _routes(self, dealt: Sequence[Sequence[tuple[int, int]]], dp_rank: int) -> tuple[Route, ...]:
         """Return the routes of a replica: its rows by task, and where a head of its own has rows elsewhere, none."""
@@ -111,21 +140,29 @@ class TaskSamples:
         """Return a row's arrays ``[seq_length]``; padding is a document of its own, -1, without weight."""
         found = self._prepared[number].row(row)
         size = len(found.tokens)
+        arrays = self._padding()
         tokens = np.zeros(self._seq_length + 1, np.int64)
         weights = np.zeros(self._seq_length + 1, np.float32)
-        documents = np.full(self._seq_length, -1, np.int64)
-        positions = np.zeros(self._seq_length, np.int64)
-        tokens[:size], weights[:size], documents[:size] = found.tokens, found.weights, found.documents
+        tokens[:size], weights[:size], arrays["documents"][:size] = found.tokens, found.weights, found.documents
         firsts = np.flatnonzero(np.diff(found.documents, prepend=-1))
-        positions[:size] = np.arange(size) - np.repeat(firsts, np.diff(firsts, append=size))
+        arrays["position_ids"][:size] = np.arange(size) - np.repeat(firsts, np.diff(firsts, append=size))
         own = self.tasks[number].head == "own"
-        return {
+        return arrays | {
             "tokens": tokens[:-1],
             "labels": tokens[1:],
             # The output layer predicts the next token; a head of its own has its weights where it put them.
             "loss_mask": weights[:-1] if own else weights[1:],
-            "position_ids": positions,
-            "documents": documents,
+        }
+
+    def _padding(self) -> dict[str, np.ndarray]:
+        """Return the arrays of a row that holds nothing."""
+        size = self._seq_length
+        return {
+            "tokens": np.zeros(size, np.int64),
+            "labels": np.zeros(size, np.int64),
+            "loss_mask": np.zeros(size, np.float32),
+            "position_ids": np.zeros(size, np.int64),
+            "documents": np.full(size, -1, np.int64),
         }
 
     def _extra(self, rows: Sequence[tuple[int, int]], number: int) -> dict[str, torch.Tensor]:
@@ -145,3 +182,18 @@ class TaskSamples:
             bits = np.random.PCG64(np.random.SeedSequence([*self._seeds[number], epoch]))
             self._orders[number, epoch] = permutation(bits, len(self._prepared[number]))
         return self._orders[number, epoch]
+
+
+def _stacked(
+    arrays: Sequence[Mapping[str, np.ndarray]],
+    routes: tuple[Route, ...],
+    extra: dict[str, dict[str, torch.Tensor]],
+) -> MicroBatch:
+    """Return the micro-batch of some rows; without any extra array, it has no ``extra``."""
+    batch = MicroBatch(
+        **{name: torch.from_numpy(np.stack([row[name] for row in arrays])) for name in arrays[0]},  # type: ignore[typeddict-item]
+        routes=routes,
+    )
+    if any(extra.values()):
+        batch["extra"] = extra
+    return batch

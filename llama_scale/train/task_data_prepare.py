@@ -10,9 +10,10 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_scale.errors import DataError
+from llama_scale.extensions.examples import FileTaskOptions
 from llama_scale.train.task_data_store import FeatureWriter, PreparedSplit, Record
 
 if TYPE_CHECKING:
@@ -45,14 +46,21 @@ def prepared_splits(
     """
     found = []
     for task in tasks:
-        place = folder / f"{task.name}-{_digest(spec, task)}" / split
+        place = features_folder(folder, spec, task, split)
         if prepares and not place.exists():
             record = _prepare(spec, task, split, place)
             logger.info("task %s, %s: %s", task.name, split, record.text(spec.data.seq_length))
+            for note in record.notes:
+                logger.warning("task %s, %s: %s", task.name, split, note)
         while not place.exists():
             time.sleep(_POLL_S)
         found.append(PreparedSplit(place))
     return found
+
+
+def features_folder(folder: Path, spec: RunSpec, task: RunTask, split: SplitName) -> Path:
+    """Return where the features of a task's split lie in a folder of examples, or will lie."""
+    return folder / f"{task.name}-{_digest(spec, task)}" / split
 
 
 def _digest(spec: RunSpec, task: RunTask) -> str:
@@ -60,11 +68,21 @@ def _digest(spec: RunSpec, task: RunTask) -> str:
     assert spec.tokenizer is not None
     content = {
         "kind": task.kind,
-        "options": task.task.options.model_dump(mode="json"),
+        "options": _named_options(task.task.options),
         "data": spec.data.model_dump(mode="json"),
         "tokenizer": spec.tokenizer.model_dump(mode="json"),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _named_options(options: Any) -> dict[str, Any]:
+    """Return a task's options, without those that a later version has added and that are at their defaults."""
+    found: dict[str, Any] = options.model_dump(mode="json")
+    fields = type(options).model_fields
+    for name in getattr(options, "added_options", ()):
+        if getattr(options, name) == fields[name].get_default(call_default_factory=True):
+            del found[name]
+    return found
 
 
 def _prepare(spec: RunSpec, task: RunTask, split: SplitName, place: Path) -> Record:
@@ -87,13 +105,23 @@ def _write(spec: RunSpec, task: RunTask, split: SplitName, folder: Path) -> Reco
     where = f"task {task.name!r}, split {split!r}"
     assert spec.data.kind == "tasks"
     check = _vocabulary_check(spec, where)
-    with FeatureWriter(folder, where=where, seq_length=spec.data.seq_length, own_head=task.head == "own") as writer:
+    options, unread = task.task.options, set[str]()
+    with FeatureWriter(
+        folder,
+        where=where,
+        seq_length=spec.data.seq_length,
+        own_head=task.head == "own",
+        starts_texts=task.starts_texts,
+    ) as writer:
         for example in task.task.examples(split):
             features = list(task.task.encode(example))
             for feature in features:
                 check(int(max(feature.tokens, default=0)))
             writer.add(features)
-        return writer.finish(packing=spec.data.packing and task.task.packable)
+            if isinstance(options, FileTaskOptions):
+                unread |= options.unread_fields(example)
+        packing = spec.data.packing and task.task.packable
+        return writer.finish(packing=packing, unread=unread, notes=task.task.notes())
 
 
 def _vocabulary_check(spec: RunSpec, where: str) -> Callable[[int], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,9 @@ class Record:
         cut: Features that had tokens left out.
         cut_tokens: Those tokens.
         dropped: Examples that gave no feature.
+        starts_texts: Whether texts begin with what the tokenizer puts before them; those of version 0.1 do not.
+        unread: Names of fields that rows have and the task does not read.
+        notes: What else a user must know; sentences.
     """
 
     examples: int
@@ -42,12 +45,16 @@ class Record:
     cut: int
     cut_tokens: int
     dropped: int
+    starts_texts: bool = False
+    unread: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def text(self, seq_length: int) -> str:
         """Return a line for the log."""
         full = 100.0 * self.tokens / (self.rows * seq_length)
         left_out = f"; {self.cut:,} were cut (by {self.cut_tokens:,} tokens)" if self.cut else ""
         left_out += f"; {self.dropped:,} examples were LEFT OUT, too long to use" if self.dropped else ""
+        left_out += f"; fields that are not read: {', '.join(map(repr, self.unread))}" if self.unread else ""
         return (
             f"{self.examples:,} examples -> {self.features:,} sequences, {self.tokens:,} tokens in {self.rows:,} rows "
             f"({full:.0f}% full){left_out}"
@@ -62,13 +69,15 @@ class FeatureWriter:
         where: Task and split, for messages.
         seq_length: Longest feature.
         own_head: Whether weights belong to a head of the task's own.
+        starts_texts: For the record.
     """
 
-    def __init__(self, folder: Path, *, where: str, seq_length: int, own_head: bool) -> None:
+    def __init__(self, folder: Path, *, where: str, seq_length: int, own_head: bool, starts_texts: bool = True) -> None:
         self._folder = folder
         self._where = where
         self._seq_length = seq_length
         self._own_head = own_head
+        self._starts_texts = starts_texts
         self._files = {name: (folder / f"{name}.bin").open("wb") for name in _STREAMS}
         self._lengths: list[int] = []
         self._extra: dict[str, list[np.ndarray]] = {}
@@ -112,8 +121,13 @@ class FeatureWriter:
         self._cut += feature.cut > 0
         self._cut_tokens += feature.cut
 
-    def finish(self, *, packing: bool) -> Record:
+    def finish(self, *, packing: bool, unread: Iterable[str] = (), notes: Sequence[str] = ()) -> Record:
         """Write the index, the record last, and return it.
+
+        Args:
+            packing: Whether several features may share a row.
+            unread: See ``Record``.
+            notes: See ``Record``.
 
         Raises:
             DataError: There is no feature, or the features' extra arrays differ in shape.
@@ -148,6 +162,9 @@ class FeatureWriter:
             cut=self._cut,
             cut_tokens=self._cut_tokens,
             dropped=self._dropped,
+            starts_texts=self._starts_texts,
+            unread=sorted(unread),
+            notes=list(notes),
         )
         (self._folder / "record.json").write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
         return record

@@ -24,7 +24,7 @@ from llama_scale.errors import PREEMPTED_EXIT, LaunchError, LlamaScaleError
 from llama_scale.plan.run_plan import RunPlan
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.rank_logs import stands_for_itself
-from llama_scale.spec.load import load_spec, spec_digest
+from llama_scale.spec.load import load_run_spec, spec_digest
 from llama_scale.train import distributed, failures, noise, trackers
 from llama_scale.train.checkpointing import Checkpointer, Position
 from llama_scale.train.engine import Engine, make_engine, module_of
@@ -36,6 +36,7 @@ from llama_scale.train.ports import rank_variables
 from llama_scale.train.profile import StepProfiler, parse_steps
 from llama_scale.train.samples import SampleSource, make_samples
 from llama_scale.train.signals import Agreement, StopRequest
+from llama_scale.train.starting import prepare_start
 from llama_scale.train.statistics import make_gather
 from llama_scale.train.throughput import flops_per_step, peak_flops
 from llama_scale.train.validation import make_validation
@@ -85,7 +86,7 @@ def load_job(run_dir: Path, *, attempt: int, profile: str | None) -> Job:
         if not (run_dir / name).is_file():
             raise LaunchError(f"{run_dir} is no run folder: it has no {name}; `llama-scale launch SPEC` makes one")
     steps = None if profile is None else parse_steps(profile)
-    spec = load_spec(str(run_dir / "spec.yaml"))
+    spec = load_run_spec(str(run_dir / "spec.yaml"))
     trackers.check_packages(spec.tracking)
     plan = RunPlan.from_json((run_dir / "plan.json").read_text(encoding="utf-8"))
     if plan.spec_digest != spec_digest(spec):
@@ -169,12 +170,14 @@ def _train(job: Job, *, engine: Engine, samples: SampleSource, coordinates: Coor
     spec, plan = job.spec, job.plan
     rank = int(os.environ.get("RANK", "0"))
     keeps_log = stands_for_itself(local_rank=_local_rank(), world_size=plan.topology.world_size)
-    checkpointer = Checkpointer(job.run_dir / "checkpoints", spec=spec, plan=plan)
+    checkpointer = Checkpointer(job.run_dir / "checkpoints", spec=spec, plan=plan, run_dir=job.run_dir)
+    logger.info("%s: %s", "weights" if plan.base_trainable else "frozen base", checkpointer.start.record.words())
     position = checkpointer.resume(engine)
     if position is None:
         position = Position(step=0, samples=0)
         if checkpointer.warm_start(engine):
-            logger.info("started from the weights of %s", spec.model.init_from)
+            record = checkpointer.start.record
+            logger.info("started from the weights of %s", record.adapters or record.name or record.path)
     if rank == 0 and checkpointer.started_from is not None:
         _keep_origin(job.run_dir, checkpointer.started_from)
     if position.step:
@@ -269,6 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         job = load_job(run_dir, attempt=attempt, profile=options.profile)
+        if rank == 0:  # the others wait for it where the ranks meet
+            prepare_start(job.run_dir, job.spec, job.plan)
     except Exception as error:
         folder = run_dir / "attempts" / f"{attempt:03d}" if run_dir.is_dir() else None
         fail(folder, error, rank=rank)

@@ -37,7 +37,7 @@ def trial_spec(spec: RunSpec, sections: Mapping[str, Any], *, steps: int) -> Run
         SpecError: the layout is refused.
     """
     plain = spec.model_dump(mode="json", by_alias=True)
-    plain["train"] |= {"steps": steps + WARMUP_STEPS, "tokens": None}
+    plain["train"] |= {"steps": steps + WARMUP_STEPS, "tokens": None, "epochs": None}
     plain |= {"name": "tune", "validation": None, "tracking": {"tensorboard": False}, "restart": {"max": 0}}
     plain["checkpoint"] = {"every_steps": None, "save_optimizer": False}
     plain |= {name: dict(fields) for name, fields in sections.items()}

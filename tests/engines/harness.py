@@ -14,8 +14,11 @@ import pickle
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+import pytest
 
 from llama_scale.train.ports import free_port, rank_variables
 
@@ -32,12 +35,15 @@ class RankError(AssertionError):
     """Report the ranks that failed, each with its traceback; those that only lost their peers come last."""
 
 
-def _context() -> Any:
-    # One thread a rank: the machine is shared and results must not depend on the number of threads. The server
-    # inherits this environment when it starts.
-    os.environ["OMP_NUM_THREADS"] = "1"
+def fork_server() -> Any:
+    """Return the context of the fork server, which is started if it does not run."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
+    with pytest.MonkeyPatch.context() as patch:
+        # One thread a rank: the machine is shared and results must not depend on the number of threads. The server
+        # inherits this environment when it starts, and the ranks inherit it from the server.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
     return context
 
 
@@ -66,7 +72,7 @@ def run_ranks(
     Raises:
         RankError: A rank raised, died or did not end in time; the message holds every failed rank's traceback.
     """
-    context = _context()
+    context = fork_server()
     work = pickle.dumps((function, args, kwargs))
     port = free_port()
     ranks: list[tuple[Any, Connection]] = []

@@ -84,10 +84,11 @@ def task_case(folder: Path, *names: str, slot: int = 2, **fields: Any) -> Case:
 
 
 def train_tasks(case: Case, run_dir: Path, *, steps: int = 6) -> dict[str, Any]:
-    """Train and return the curve, each step's task losses, and each task's validation loss at the end."""
+    """Train and return the curve, each step's task losses and counts, and each task's validation loss at the end."""
     from llama_scale.train.engine import make_engine
     from llama_scale.train.samples import make_task_samples
     from llama_scale.train.statistics import gather, statistics_names
+    from llama_scale.train.validation import mean_loss
 
     spec, plan = case.spec(), case.plan()
     join(plan, device=case.device)
@@ -95,7 +96,7 @@ def train_tasks(case: Case, run_dir: Path, *, steps: int = 6) -> dict[str, Any]:
     held_out = make_task_samples(spec, split="validation", run_dir=run_dir)
     engine = make_engine(spec, plan)
     rank = engine.coordinates.dp_rank
-    curve, losses = [], []
+    curve, losses, counts = [], [], []
 
     def batch(of: Any, first: int) -> Any:
         return of.global_batch(first, batch=plan.batch, dp_rank=rank, dp_size=case.dp)
@@ -104,8 +105,12 @@ def train_tasks(case: Case, run_dir: Path, *, steps: int = 6) -> dict[str, Any]:
         result = engine.train_step(batch(samples, step * case.global_batch), spec.optimizer.lr)
         assert not result.skipped
         curve.append((result.loss, result.grad_norm))
-        losses.append(dict(gather(statistics_names(spec), engine.chunks).task_losses))
+        found = gather(statistics_names(spec), engine.chunks)
+        losses.append(dict(found.task_losses))
+        counts.append((dict(found.task_tokens), found.responsibility_tokens))
+        assert spec.mixture is not None or sum(found.task_tokens.values()) == result.tokens
     validation = {
-        task.name: engine.evaluate(batch(held_out.alone(number), 0)) for number, task in enumerate(held_out.tasks)
+        task.name: mean_loss(engine, held_out.alone(number), limit=9, plan=plan, dp_rank=rank)
+        for number, task in enumerate(held_out.tasks)
     }
-    return {"curve": curve, "losses": losses, "validation": validation}
+    return {"curve": curve, "losses": losses, "counts": counts, "validation": validation}

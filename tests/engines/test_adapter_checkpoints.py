@@ -12,6 +12,7 @@ from llama_scale.checkpoint.manifest import load_manifest
 from llama_scale.errors import CheckpointError
 from llama_scale.train.checkpointing import Position
 from llama_scale.train.frozen_base import base_record, check_extensions
+from llama_scale.train.starting import find_start
 from tests.engines.harness import run_ranks
 from tests.engines.specs import Case
 from tests.engines.test_adapters import adapter, deepspeed, lora_case
@@ -93,7 +94,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, base: Path) -> None:
 
     def check(other: Case, *, optimizer: bool = True) -> None:
         spec, plan = other.spec(), other.plan()
-        check_extensions(manifest, spec, plan, folder=folder, base=base_record(spec, plan), optimizer=optimizer)
+        check_extensions(
+            manifest,
+            spec,
+            plan,
+            folder=folder,
+            base=base_record(spec, plan, start=find_start(spec, None)),
+            optimizer=optimizer,
+        )
 
     check(case)
     refusals = {
@@ -124,7 +132,14 @@ def test_a_base_from_the_seed_is_known_by_its_seed(tmp_path: Path) -> None:
     assert (manifest.base.seed, manifest.base.init_std) == (7, 0.2)
     with pytest.raises(CheckpointError, match="another base: on weights drawn from seed 7"):
         spec, plan = (other := replace(case, seed=9)).spec(), other.plan()
-        check_extensions(manifest, spec, plan, folder=tmp_path, base=base_record(spec, plan), optimizer=True)
+        check_extensions(
+            manifest,
+            spec,
+            plan,
+            folder=tmp_path,
+            base=base_record(spec, plan, start=find_start(spec, None)),
+            optimizer=True,
+        )
 
 
 def first_loss_from(case: Case, root: Path) -> float:
@@ -154,6 +169,6 @@ def test_a_run_starts_from_adapters_on_their_base(tmp_path: Path, base: Path) ->
             spec.spec(),
             spec.plan(),
             folder=tmp_path / NAME,
-            base=base_record(spec.spec(), spec.plan()),
+            base=base_record(spec.spec(), spec.plan(), start=find_start(spec.spec(), None)),
             optimizer=False,
         )

@@ -51,7 +51,7 @@ def check_whole(folder: Path) -> None:
 
 def start_saving(root: Path, asynchronous: bool) -> tuple[Any, int]:
     """Start the process; returns it and the step it resumed from, once it has begun to save."""
-    context = harness._context()
+    context = harness.fork_server()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=save_for_ever, args=(root, asynchronous, sender), daemon=True)
     process.start()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from llama_scale.convert.export_hf import export_hf
-from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.proof import TOLERANCE
 from llama_scale.convert.reference import load_text_tokenizer
-from llama_scale.convert.shards import Layout
 from llama_scale.convert.verify import verify
 from llama_scale.evaluation.assembled import AssembledModel
 from llama_scale.evaluation.completion import complete
@@ -31,8 +37,14 @@ def smollm2() -> Path:
 
 
 def test_import_export_and_greedy_generation_equal_transformers(smollm2, tmp_path):
-    manifest = import_hf(smollm2, tmp_path / "ck", layout=Layout(tp_size=3, pp_size=2))
-    assert len(manifest.shards) == 6
+    imported, peak_bytes = run_watched(
+        *("convert", "import", "--from", str(smollm2), "--to", str(tmp_path / "ck"), "--json"),
+        *("--tensor", "3", "--pipeline", "2", "--max-ram", "1.5GB"),
+    )
+    assert imported["shards"] == 6
+    assert imported["verify"]["passed"]
+    assert [row["prompt"] for row in imported["verify"]["comparisons"]] == ["random", "text"]
+    assert peak_bytes < 1_500_000_000, "of the largest process, proof included"
     export_hf(tmp_path / "ck", tmp_path / "out", shard_bytes=200_000_000)
     assert_same_tensors(smollm2, tmp_path / "out")
     proof = verify(tmp_path / "ck", tmp_path / "out", num_tokens=32, generate=6)
@@ -51,6 +63,24 @@ def test_import_export_and_greedy_generation_equal_transformers(smollm2, tmp_pat
         ids = tokenizer(prompt, return_tensors="pt")
         generated = peer.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1] :]
         assert list(completion.tokens) == generated.tolist()
+
+
+def run_watched(*arguments: str) -> tuple[dict[str, Any], int]:
+    """Run a command; return the JSON it prints and the peak resident bytes of the largest of its processes."""
+    command = [sys.executable, "-m", "llama_scale", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            for one in (found := psutil.Process(process.pid), *found.children(recursive=True)):
+                with contextlib.suppress(OSError):
+                    status = Path(f"/proc/{one.pid}/status").read_text()
+                    peak = max([peak, *(1024 * int(kib) for kib in re.findall(r"^VmHWM:\s+(\d+) kB", status, re.M))])
+        time.sleep(0.02)
+    assert process.returncode == 0
+    assert process.stdout is not None
+    with process.stdout as stream:
+        return json.loads(stream.read()), peak
 
 
 def assert_same_tensors(one: Path, two: Path) -> None:

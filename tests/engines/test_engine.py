@@ -31,11 +31,11 @@ def evaluate(case: Case) -> dict[str, Any]:
     dp_rank = engine.coordinates.dp_rank
     before = weights(engine)
     batch = micro_batches(case, step=0, dp_rank=dp_rank)
-    loss = engine.evaluate(batch)
-    again = engine.evaluate(batch)
+    loss = engine.evaluate(batch).mean
+    again = engine.evaluate(batch).mean
     unchanged = all(torch.equal(before[name], tensor) for name, tensor in weights(engine).items())
     step = engine.train_step(batch, 1e-3)
-    later = engine.evaluate(batch)
+    later = engine.evaluate(batch).mean
     return {
         "loss": loss,
         "again": again,

@@ -95,11 +95,11 @@ def promises(case: Case) -> dict[str, Any]:
     dp_rank = engine.coordinates.dp_rank
     first = micro_batches(case, step=0, dp_rank=dp_rank)
     fresh = held(engine)
-    evaluated = [engine.evaluate(first), engine.evaluate(first)]
+    evaluated = [engine.evaluate(first).mean, engine.evaluate(first).mean]
     after_evaluation = same(fresh, held(engine))
     (good,) = train_steps(engine, case, steps=1)
     moved = not same(fresh, held(engine))
-    later = engine.evaluate(first)
+    later = engine.evaluate(first).mean
 
     before = held(engine)
     results = [poisoned_step(engine, case, poison) for poison in (poison_gradient, poison_output, poison_mask)]
@@ -122,9 +122,9 @@ def promises(case: Case) -> dict[str, Any]:
 def straight(case: Case) -> tuple[float, float, list[tuple[float, float]]]:
     engine = start(case)
     first = micro_batches(case, step=0, dp_rank=0)
-    before = engine.evaluate(first)
+    before = engine.evaluate(first).mean
     results = train_steps(engine, case, steps=1)
-    return before, engine.evaluate(first), results + train_steps(engine, case, steps=2, first=1)
+    return before, engine.evaluate(first).mean, results + train_steps(engine, case, steps=2, first=1)
 
 
 _REFERENCES: dict[str, Any] = {}

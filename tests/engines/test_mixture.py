@@ -54,7 +54,7 @@ def trained(case: Case, *, steps: int = 6) -> list[tuple[float, ...]]:
         assert not result.skipped
         shares = gather().responsibilities if gather is not None else {}
         results.append((result.loss, result.grad_norm, *shares.values()))
-    return [*results, (engine.evaluate(batches(case, step=0, dp_rank=engine.coordinates.dp_rank)),)]
+    return [*results, (engine.evaluate(batches(case, step=0, dp_rank=engine.coordinates.dp_rank)).mean,)]
 
 
 @functools.cache

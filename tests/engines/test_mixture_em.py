@@ -25,7 +25,7 @@ def likelihoods(case: Case) -> tuple[list[float], int]:
     restore, refused = engine._before.restore, []
     engine._before.restore = lambda *a, **k: (refused.append(1), restore(*a, **k))
     losses = [engine.train_step(batch, case.spec().optimizer.lr).loss for _ in range(STEPS)]
-    return [*losses, engine.evaluate(batch)], len(refused)
+    return [*losses, engine.evaluate(batch).mean], len(refused)
 
 
 def em_case(weights: str, **fields: Any) -> Case:

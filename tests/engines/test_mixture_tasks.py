@@ -25,11 +25,11 @@ def lora(name: str, task: str | None = None) -> dict[str, Any]:
     return {"name": name, "kind": "lora", "task": task, "options": {"rank": 2, "layers": {"last": 3}}}
 
 
-def per_task(folder: Path, **fields: Any) -> Case:
+def per_task(folder: Path, *, weights: str = "gate", **fields: Any) -> Case:
     """Return three tasks, each with its adapter; two of these are mixed, one of them with a head of its own."""
     adapters = (lora("a-qa", "qa"), lora("a-search", "search"), lora("a-sum", "sum"))
     case = task_case(folder, "sum", "search", "qa", adapters=adapters, **fields)
-    mixture = {"weights": "gate", "gate": "linear", "adapters": ("a-qa", "a-sum")}
+    mixture = {"weights": weights, "adapters": ("a-qa", "a-sum")}
     return replace(case, sections={**case.sections, "mixture": mixture})
 
 
@@ -44,6 +44,7 @@ def check(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
         assert a == pytest.approx(b, rel=LOSS) and n == pytest.approx(m, rel=NORM)
     for ours, theirs in zip(found[0]["losses"], expected["losses"], strict=True):
         assert ours == pytest.approx(theirs, rel=LOSS)
+    assert found[0]["counts"] == expected["counts"]
     assert found[0]["validation"] == pytest.approx(expected["validation"], rel=LOSS)
 
 
@@ -55,6 +56,16 @@ def test_each_task_trains_its_adapter_and_the_weights(folder: Path, tmp_path_fac
     assert expected["losses"][0].keys() == expected["validation"].keys() == {"sum", "search", "qa"}
 
 
+def test_deepspeed_pipeline_evaluates_tasks_inside_and_outside_the_mixture(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # Evaluation sends a mixture's rows from stage to stage once for every adapter, rows of other heads once.
+    [expected] = run_ranks(1, train_tasks, per_task(folder, weights="prior"), tmp_path_factory.mktemp("one"), steps=1)
+    case = per_task(folder, weights="prior", pp=2, engine={"kind": "deepspeed", "zero": 1})
+
+    check(run_ranks(2, train_tasks, case, tmp_path_factory.mktemp("many"), steps=1), expected)
+
+
 def test_tasks_train_all_adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     [expected] = run_ranks(1, train_tasks, joint(folder), tmp_path_factory.mktemp("one"), steps=STEPS)
     case = joint(folder, tp=2, engine={"kind": "deepspeed", "zero": 2})
@@ -63,3 +74,5 @@ def test_tasks_train_all_adapters(folder: Path, tmp_path_factory: pytest.TempPat
     # Without adapters outside, the one task's loss is the step's.
     for (loss, _), losses in zip(expected["curve"], expected["losses"], strict=True):
         assert losses == pytest.approx({"sum": loss}, rel=1e-6)
+    # The posterior's responsibilities are shares of documents.
+    assert all(0 < documents < tokens["sum"] for tokens, documents in expected["counts"])

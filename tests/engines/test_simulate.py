@@ -27,9 +27,13 @@ ON_A_CLUSTER = (
     .replace("compute: fp32", "compute: bf16")
 )
 LARGE = ON_A_CLUSTER.replace("tensor: 8,", "data: 2, tensor: 8, pipeline: 4,").replace("nodes: 1,", "nodes: 8,")
-WITH_GAIN = SPEC.replace(PARALLEL, "parallel: {tensor: 2}").replace(
-    "cluster: {device: cpu, devices_per_node: 4}",
-    "cluster: {device: cpu, devices_per_node: 2}\nadapters: [{name: a, kind: gain}]\noptimizer: {lr: 1e-2}",
+WITH_GAIN = (
+    SPEC.replace("train: {steps: 4,", "train: {from: scratch, steps: 4,")
+    .replace(PARALLEL, "parallel: {tensor: 2}")
+    .replace(
+        "cluster: {device: cpu, devices_per_node: 4}",
+        "cluster: {device: cpu, devices_per_node: 2}\nadapters: [{name: a, kind: gain}]\noptimizer: {lr: 1e-2}",
+    )
 )
 
 

@@ -44,6 +44,7 @@ def check(case: Case, expected: Any, run_dir: Path) -> None:
         assert abs(n / m - 1) < NORM, f"step {step}: grad norm {n} against {m}"
     for ours, theirs in zip(found[0]["losses"], expected["losses"], strict=True):
         assert ours == pytest.approx(theirs, rel=LOSS)
+    assert found[0]["counts"] == expected["counts"]
     assert found[0]["validation"] == pytest.approx(expected["validation"], rel=LOSS)
 
 

@@ -34,7 +34,7 @@ def test_tasks_train_and_resume_on_another_layout(tmp_path: Path) -> None:
         **SPEC,
         **json.loads(json.dumps(sections(files, "sum", "qa", "search"))),
         "model": {**SPEC["model"], "vocab_size": VOCABULARY, "vocab_pad_multiple": 8},
-        "train": {"steps": 2},
+        "train": {"epochs": 0.15},
         "optimizer": {"lr": 1e-3},
         "batch": {"global": 12, "micro": 1},
         "parallel": {"data": 2},
@@ -47,14 +47,20 @@ def test_tasks_train_and_resume_on_another_layout(tmp_path: Path) -> None:
     launched = cli(tmp_path, "launch", "spec.yaml")
     assert launched.returncode == 0, launched.stderr
     run = Path(launched.stdout.strip().splitlines()[-1])
+    assert "0.15 epochs x 147 rows / 12 a step = 2 steps, rounded up" in launched.stderr
+    assert "task sum: 27 rows; by its weight 1, each is read 0.27 times" in launched.stderr
+    assert "task sum, train: 30 examples" in launched.stderr
+    log = (run / "logs" / "rank-00000.log").read_text()
+    assert "task sum, validation: 10 examples" in log and "train: 30" not in log, "what was counted is what is read"
     prepared = {path: path.stat().st_mtime_ns for path in (run / "examples").rglob("*.bin")}
     with (files / "sum.jsonl").open("a") as file:  # what has been prepared is the run's own
         file.write('{"split": "train", "document": "new", "summary": "new"}\n')
     # Two rows a micro-batch slot, as before: in-batch negatives are the slot's.
-    layout = ("parallel={tensor: 2}", "batch={global: 12, micro: 2}", "train.steps=4", "validation=null")
+    layout = ("parallel={tensor: 2}", "batch={global: 12, micro: 2}", "train.epochs=0.3", "validation=null")
     resumed = cli(tmp_path, "resume", run.name, *(word for change in layout for word in ("--set", change)))
 
     assert resumed.returncode == 0, resumed.stderr
+    assert "(0.3 epochs x 147 rows - 24 that are read) / 12 a step + 2 steps that are done = 4 steps" in resumed.stderr
     assert {path: path.stat().st_mtime_ns for path in (run / "examples").rglob("*.bin")} == prepared
     write_files(files)
     [expected] = run_ranks(1, train_tasks, task_case(files), tmp_path / "reference", steps=4)

@@ -158,6 +158,9 @@ def _shared(needs: Needs, answers: Answers, own: Answer) -> Iterator[Finding]:
         elif not shared.get("seen_here"):
             message = f"the runs folder cannot be written there: {shared['written']}"
             yield _failed("shared", host, message, "mend its mount or its permissions there")
+        elif not shared.get("bases", True):
+            message = "the runs folder is shared, but its .bases, where imported weights lie, is another folder there"
+            yield _failed("shared", host, message, "make it a plain folder, or mount it there under the same path")
         else:
             yield _ok("shared", host, "the runs folder is shared and can be written")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llama_scale.checkpoint.bases import bases_in
 from llama_scale.errors import LaunchError
 from llama_scale.runs.doctor.ask import ask_here, ask_hosts
 from llama_scale.runs.doctor.checks import check_answers
@@ -46,19 +47,22 @@ def examine(needs: Needs, *, runs_dir: Path, timeout_s: float) -> tuple[list[Fin
             raise LaunchError(f"cannot create a run folder in {runs_dir}: {disk}; choose another with --runs-dir")
         return check_answers(needs, {HERE: own}, own=own), {HERE: own}
     token = secrets.token_hex(8)
-    mark = runs_dir / f".doctor-{token}"
+    places = [runs_dir, *([bases_in(runs_dir)] if needs.bases else [])]
+    marks = [str(place / f".doctor-{token}") for place in places]
     try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        mark.write_text(token, encoding="ascii")
+        for place, mark in zip(places, marks, strict=True):
+            place.mkdir(parents=True, exist_ok=True)
+            Path(mark).write_text(token, encoding="ascii")
     except OSError as error:
         raise LaunchError(f"cannot write into {runs_dir}: {error.strerror}; choose another with --runs-dir") from error
     try:
-        own = ask_here(Question(runs_dir=str(runs_dir), files=needs.files, device="cpu"))
+        files = (*needs.files, *marks[1:])
+        own = ask_here(Question(runs_dir=str(runs_dir), files=files, device="cpu"))
         questions = {
             host: Question(
                 runs_dir=str(runs_dir),
                 token=token,
-                files=needs.files,
+                files=files,
                 toward=needs.hosts[0 if number else min(1, len(needs.hosts) - 1)],
                 first=needs.hosts[0],
                 port=needs.port if number == 0 else 0,
@@ -67,16 +71,17 @@ def examine(needs: Needs, *, runs_dir: Path, timeout_s: float) -> tuple[list[Fin
             for number, host in enumerate(needs.hosts)
         }
         answers = ask_hosts(questions, ssh_port=needs.ssh_port, timeout_s=timeout_s)
-        answers = {host: _look_at_shared(answer, token) for host, answer in answers.items()}
+        answers = {host: _look_at_shared(answer, token, own=own, bases=marks[1:]) for host, answer in answers.items()}
     finally:
-        for file in runs_dir.glob(f".doctor-{token}*"):
-            file.unlink(missing_ok=True)
+        for place in places:
+            for file in place.glob(f".doctor-{token}*"):
+                file.unlink(missing_ok=True)
     return check_answers(needs, answers, own=own), answers
 
 
-def _look_at_shared(answer: Answer, token: str) -> Answer:
+def _look_at_shared(answer: Answer, token: str, *, own: Answer, bases: Sequence[str]) -> Answer:
     """Add whether the host read what was written here, and whether what it wrote is seen here."""
-    if answer.facts is None:
+    if answer.facts is None or own.facts is None:
         return answer
     shared: Mapping[str, Any] = answer.facts["shared"]
     try:
@@ -84,6 +89,7 @@ def _look_at_shared(answer: Answer, token: str) -> Answer:
     except OSError:
         seen = False
     told = {**shared, "same": shared["read"] == token, "seen_here": seen}
+    told["bases"] = all(answer.facts["files"].get(mark) == own.facts["files"][mark] for mark in bases)
     return replace(answer, facts={**answer.facts, "shared": told})
 
 

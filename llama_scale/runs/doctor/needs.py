@@ -17,9 +17,9 @@ def needs_of(spec: RunSpec, plan: RunPlan) -> Needs:
     launcher = spec.launcher
     hosts: tuple[str, ...] = getattr(launcher, "hosts", ())
     here = spec.cluster.nodes == 1 and launcher.kind in ("local", "mpi", "deepspeed")
-    notes: tuple[str, ...] = ()
+    notes = tuple(_weights(spec))
     if not hosts and spec.cluster.nodes > 1:
-        notes = (f"the {launcher.kind} launcher chooses the hosts: this machine alone is examined",)
+        notes += (f"the {launcher.kind} launcher chooses the hosts: this machine alone is examined",)
     memory = max(need.total for need in stage_needs(spec, plan)) * spec.cluster.devices_per_node
     return Needs(
         hosts=hosts,
@@ -31,8 +31,18 @@ def needs_of(spec: RunSpec, plan: RunPlan) -> Needs:
         disk_bytes=checkpoint_bytes(spec, plan) * (spec.checkpoint.keep_last + 1 + spec.checkpoint.keep_best),
         memory_bytes=memory if spec.cluster.device == "cpu" and (hosts or spec.cluster.nodes == 1) else 0.0,
         world=spec.cluster.world_size,
+        bases=spec.model.init_from is not None,
         notes=notes,
     )
+
+
+def _weights(spec: RunSpec) -> Iterator[str]:
+    """Say what a run starts from, where that is not simply the seed."""
+    what = "frozen base" if spec.adapters else "weights"
+    if spec.model.init_from is not None:
+        yield f"{what}: {spec.model.base_name or spec.model.init_from}"
+    elif spec.adapters:
+        yield f"{what}: drawn from seed {spec.seed}"
 
 
 def checkpoint_bytes(spec: RunSpec, plan: RunPlan) -> float:

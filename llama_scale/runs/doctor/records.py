@@ -104,6 +104,7 @@ class Needs:
         disk_bytes: Room for the checkpoints that are kept and the one being written.
         memory_bytes: Host memory of one host's processes; 0 if not planned.
         world: Ranks of the run.
+        bases: Hosts read weights from ``.bases`` of the runs' folder.
         notes: What a reader must know of the examination.
     """
 
@@ -116,4 +117,5 @@ class Needs:
     disk_bytes: float = 0.0
     memory_bytes: float = 0.0
     world: int = 1
+    bases: bool = False
     notes: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from llama_scale.train.conformance.adapter_ranks import start
 from llama_scale.train.conformance.report import Failed
 from llama_scale.train.conformance.tiny import Tiny
 from llama_scale.train.samples import make_task_samples
+from llama_scale.train.validation import mean_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,6 @@ def train(tiny: Tiny, run: Path, steps: int) -> TaskTrained:
     return TaskTrained(
         losses=tuple(losses),
         norms=tuple(norms),
-        held_out=engine.evaluate(held_out.global_batch(0, **place)),
+        held_out=mean_loss(engine, held_out.alone(0), limit=len(held_out), plan=plan, dp_rank=dp_rank),
         still=tuple(still),
     )

@@ -35,7 +35,7 @@ class Classification(Task):
 
     def _tokens(self, example: Example) -> tuple[list[int], int]:
         tokenizer, room = self.context.tokenizer, self.context.seq_length - 1
-        ids = tokenizer.encode(example[self.options.text_field])
+        ids = [*tokenizer.start_ids, *tokenizer.encode(example[self.options.text_field])]
         cut = max(0, len(ids) - room)
         if cut and self.options.overlong == "error":
             raise DataError(

@@ -21,6 +21,7 @@ class Letters:
     """A tokenizer of one token a character."""
 
     eos_id = 1
+    start_ids = (2,)
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
@@ -38,16 +39,16 @@ def test_the_last_token_carries_the_label(tmp_path: Path) -> None:
     task = _task(tmp_path, {"text": "abc", "label": "bad"}, {"text": "abcdefghij", "label": "good"})
     first, second = (task.encode(example)[0] for example in task.examples("train"))
 
-    assert first.tokens.tolist() == [97, 98, 99, 1] and first.weights.tolist() == [0, 0, 0, 1]
+    assert first.tokens.tolist() == [2, 97, 98, 99, 1] and first.weights.tolist() == [0, 0, 0, 0, 1]
     assert (int(first.extra["label"]), int(second.extra["label"])) == (1, 0)
-    assert len(second.tokens) == 8 and second.cut == 3
+    assert len(second.tokens) == 8 and second.cut == 4
 
 
 def test_faulty_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl.*1.*'ugly' is none of good, bad"):
         list(_task(tmp_path, {"text": "x", "label": "ugly"}).examples("train"))
     task = _task(tmp_path, {"text": "abcdefghij", "label": "good"}, overlong="error")
-    with pytest.raises(DataError, match="the text has 10 tokens, and a row has room for 7"):
+    with pytest.raises(DataError, match="the text has 11 tokens, and a row has room for 7"):
         task.encode(next(iter(task.examples("train"))))
     with pytest.raises(ValueError, match="names a label twice"):
         ClassificationOptions(data={"kind": "split_files", "train": "x"}, labels=("a", "a"))

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_scale.checkpoint.initial import fill
 from llama_scale.layout.boxes import Box
 from llama_scale.layout.parameters import Parameter
+from tests.properties import examples
 
 
 def parameter(shape: tuple[int, ...], *, name: str = "decoder.layers.0.mlp.linear_fc1.weight") -> Parameter:
@@ -27,7 +28,7 @@ WHOLE = part(WIDE, Box.whole(WIDE.shape))
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_any_box_equals_the_whole_tensors_part(data: st.DataObject) -> None:
     bounds = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in WIDE.shape]
     box = Box(tuple(a for a, _ in bounds), tuple(b - a for a, b in bounds))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ from llama_scale.checkpoint.safetensors_file import SafetensorsFile
 from llama_scale.checkpoint.writer import ShardWriter, build_manifest
 from llama_scale.errors import CheckpointError
 from llama_scale.layout.boxes import Box
+from tests.properties import examples
 from tests.unit.checkpoint.cuts import Cut, boxes, cut_of, cuts, save, shapes
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.uint8]
@@ -31,7 +32,7 @@ def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torc
     return values.abs().to(dtype) if dtype == torch.uint8 else values.to(dtype)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(60)
 @given(st.data())
 def test_any_cut_is_reassembled_bit_for_bit(data: st.DataObject) -> None:
     shape = data.draw(shapes)

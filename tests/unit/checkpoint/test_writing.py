@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import resource
+import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,34 +15,11 @@ from llama_scale.checkpoint.retention import best_checkpoint, clean_unfinished, 
 from llama_scale.checkpoint.writer import ShardWriter, build_manifest, check_free_space, commit
 from llama_scale.errors import CheckpointError
 from llama_scale.layout.boxes import Box
+from tests.children import in_child
 from tests.unit.checkpoint.cuts import SHAPE, cut_of, save
 
 W = torch.randn(512, 6)
 WHOLE = Box.whole((512, 6))
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let the kernel refuse to write beyond a size, as a full disk does: a part of a write, then an error."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Lay down root's right to write everywhere."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.fixture
@@ -56,6 +31,13 @@ def open_folder() -> Iterator[Path]:
         Path(folder).chmod(0o755)
 
 
+def message(function: Callable[[], object]) -> str:
+    """Return the message of the CheckpointError that a function raises."""
+    with pytest.raises(CheckpointError) as caught:
+        function()
+    return str(caught.value)
+
+
 def writer_of(path: Path) -> ShardWriter:
     writer = ShardWriter(path)
     writer.add(cut_of(W, WHOLE))
@@ -64,9 +46,7 @@ def writer_of(path: Path) -> ShardWriter:
 
 def test_a_full_disk_is_reported_and_the_partial_file_removed(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
-    with largest_file(5000), pytest.raises(CheckpointError) as caught:
-        writer_of(path).finish()
-    text = str(caught.value)
+    text = in_child(lambda: message(writer_of(path).finish), largest_file=5000)
     assert text.startswith(f"cannot save into {tmp_path}: s.safetensors needs ")
     assert "bytes" in text and "are free" in text and "free space or lower checkpoint.keep_last" in text
     assert list(tmp_path.iterdir()) == []
@@ -78,8 +58,8 @@ def test_a_full_disk_at_the_manifest_does_not_make_a_checkpoint(tmp_path: Path) 
     tmp.mkdir()
     shard = writer_of(tmp / "shard-00000.safetensors").finish()
     manifest = build_manifest([shard], step=2, samples=8, engine="ddp", topology=TopologyRecord(), shape=SHAPE)
-    with largest_file(100), pytest.raises(CheckpointError, match=r"manifest\.json needs \d+ bytes"):
-        commit(tmp, tmp_path / "step-00000002", manifest)
+    full = in_child(lambda: message(lambda: commit(tmp, tmp_path / "step-00000002", manifest)), largest_file=100)
+    assert re.search(r"manifest\.json needs \d+ bytes", full)
     assert newest_complete(tmp_path) == before
     assert clean_unfinished(tmp_path) == [tmp]
     verify_files(before)
@@ -95,9 +75,8 @@ def test_a_shard_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_a_read_only_folder_is_reported(open_folder: Path) -> None:
     open_folder.chmod(0o555)
-    with unprivileged(), pytest.raises(CheckpointError) as caught:
-        writer_of(open_folder / "s.safetensors").finish()
-    assert f"cannot save into {open_folder}: Permission denied; check the folder's permissions" in str(caught.value)
+    denied = in_child(lambda: message(writer_of(open_folder / "s.safetensors").finish), unprivileged=True)
+    assert f"cannot save into {open_folder}: Permission denied; check the folder's permissions" in denied
 
 
 def test_too_little_space_is_refused_before_writing(tmp_path: Path) -> None:
@@ -142,6 +121,14 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert prune(tmp_path, keep_last=1, keep_best=True) == []
 
 
+def test_losses_over_other_rows_are_not_compared(tmp_path: Path) -> None:
+    for step, (loss, rows) in enumerate([(1.0, None), (3.0, 8), (4.0, 8)], start=1):
+        metrics = {"validation_loss": loss} | ({} if rows is None else {"validation_rows": rows})
+        save(tmp_path, [[cut_of(W, WHOLE)]], step=step, metrics=metrics)
+
+    assert best_checkpoint(tmp_path) == tmp_path / "step-00000002"
+
+
 def test_a_checkpoint_with_a_damaged_manifest_is_not_the_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path, [[cut_of(W, WHOLE)]], step=1, metrics={"validation_loss": 3.0})
     bad = save(tmp_path, [[cut_of(W, WHOLE)]], step=2, metrics={"validation_loss": 1.0})
@@ -156,15 +143,19 @@ def test_what_cannot_be_removed_is_left_and_logged(open_folder: Path, caplog: py
     (open_folder / "step-00000003.tmp-0a").mkdir()
     (open_folder / "step-00000003.tmp-0a" / "x").write_text("x")
     open_folder.chmod(0o555)
-    with unprivileged():
+
+    def clean() -> str:
         assert prune(open_folder, keep_last=1, keep_best=False) == []
         assert clean_unfinished(open_folder) == []
-    assert "cannot remove the old checkpoint" in caplog.text
-    assert "cannot remove" in caplog.text and "step-00000003.tmp-0a" in caplog.text
+        return caplog.text
+
+    log = in_child(clean, unprivileged=True)
+    assert "cannot remove the old checkpoint" in log
+    assert "cannot remove" in log and "step-00000003.tmp-0a" in log
     verify_files(open_folder / "step-00000001")
 
 
 def test_a_folder_that_cannot_be_read_is_named(open_folder: Path) -> None:
     open_folder.chmod(0o000)
-    with unprivileged(), pytest.raises(CheckpointError, match=f"cannot read {open_folder}.*: Permission denied"):
-        clean_unfinished(open_folder)
+    denied = in_child(lambda: message(lambda: clean_unfinished(open_folder)), unprivileged=True)
+    assert re.match(f"cannot read {open_folder}.*: Permission denied", denied)

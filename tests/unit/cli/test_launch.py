@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llama_scale.errors import LaunchError, SpecError
+from llama_scale.resources import data_dir
 from llama_scale.runs.folder import RunFolder
 from tests.live_runs import run_cli, write_spec
 from tests.unit.cli.calling import call
@@ -54,6 +55,17 @@ def test_out_writes_the_bundle_once_and_overwrites_nothing(
     assert call("launch", spec, "--dry-run", "--out", empty) == 0
     with pytest.raises(LaunchError, match=r"cannot write the bundle into /proc/1/out"):
         call("launch", spec, "--dry-run", "--out", "/proc/1/out")
+
+
+def test_hint_behind_a_bundle_for_slurm_names_what_works_without_a_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, out = data_dir("configs") / "pretrain" / "llama-3.1-8b-slurm.yaml", tmp_path / "out"
+
+    assert call("launch", spec, "--dry-run", "--out", out) == 0
+
+    said = capsys.readouterr().err
+    assert "`llama-scale launch` submits it" in said and f"in an allocation (salloc), run it with: bash {out}" in said
 
 
 def test_out_without_dry_run_is_a_usage_error(spec: Path) -> None:

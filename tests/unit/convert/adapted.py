@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llama_scale.checkpoint.manifest import BaseRecord, ExtensionRecord, load_manifest
+from llama_scale.checkpoint.manifest import BaseRecord, ExtensionRecord, StartRecord, load_manifest
 from llama_scale.checkpoint.pieces import Piece
 from llama_scale.checkpoint.writer import ShardWriter, build_manifest, commit
 from llama_scale.convert.shards import Layout, check_layout, shard_parts, topology_record
@@ -32,7 +32,13 @@ def record(*adapters: dict[str, Any], mixture: dict[str, Any] | None = None, **m
 
 
 def adapter_checkpoint(
-    folder: Path, *, base: Path, extensions: ExtensionRecord, layout: Layout | None = None, seed: int = 1
+    folder: Path,
+    *,
+    base: Path,
+    extensions: ExtensionRecord,
+    layout: Layout | None = None,
+    seed: int = 1,
+    start: StartRecord | None = None,
 ) -> Path:
     """Write the checkpoint of a run that trained these adapters on a base."""
     manifest = load_manifest(base)
@@ -60,6 +66,7 @@ def adapter_checkpoint(
         shape=manifest.shape,
         vocab_pad_multiple=manifest.vocab_pad_multiple,
         base=BaseRecord(kind="checkpoint", path=str(base), parameter_digest=manifest.parameter_digest),
+        started_from=start,
         extensions=extensions,
     )
     commit(tmp, folder, made)

@@ -159,7 +159,9 @@ def test_tokenizer_files_come_back(tmp_path):
         "added_tokens": [{"id": 2, "content": "<e>", **added}],
     }
     (source / "tokenizer.json").write_text(json.dumps(definition))
-    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<e>", "bos_token": {"content": "a"}}))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<e>", "bos_token": {"__type": "AddedToken", "content": "a"}})
+    )
     (source / "chat_template.jinja").write_text("{{ messages }}")
     import_hf(source, tmp_path / "ck", layout=Layout())
     report = export_hf(tmp_path / "ck", tmp_path / "out")

@@ -89,9 +89,6 @@ def test_models_that_cannot_be_converted_are_refused(tmp_path):
     word = train(tmp_path, model_type="word")
     with pytest.raises(ConvertError, match="is neither a BPE nor a Unigram SentencePiece model"):
         write_tokenizer(word, tmp_path / "hf", vocab_size=4096)
-    model = train(tmp_path, **OPTIONS["bpe"] | {"user_defined_symbols": ["<sep>"]})
-    with pytest.raises(ConvertError, match=r"cannot be converted with equal ids: 'one<sep>two <sep> three' gives"):
-        write_tokenizer(model, tmp_path / "hf", vocab_size=512)
     (tmp_path / "broken.model").write_bytes(b"not a model")
     with pytest.raises(ConvertError, match="is no SentencePiece model"):
         write_tokenizer(tmp_path / "broken.model", tmp_path / "hf", vocab_size=512)
@@ -101,7 +98,7 @@ def test_models_that_cannot_be_converted_are_refused(tmp_path):
 def test_tokenizers_that_do_not_fit_the_model_are_refused(tmp_path):
     (tmp_path / "hf").mkdir()
     model = train(tmp_path, **OPTIONS["bpe"])
-    with pytest.raises(ConvertError, match=r"has \d+ pieces, but the model's vocab_size is 61"):
+    with pytest.raises(ConvertError, match=r"spm\.model has the id 499 \(.*\), but the model's vocab_size is 61"):
         write_tokenizer(model, tmp_path / "hf", vocab_size=61)
     folder = tmp_path / "tok"
     folder.mkdir()

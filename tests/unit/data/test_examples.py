@@ -35,6 +35,19 @@ def test_parquet_gives_the_same_rows_as_jsonl(tmp_path: Path) -> None:
     assert list(read_examples(tmp_path / "a.parquet"))[1500].where == f"{tmp_path}/a.parquet: row 1501"
 
 
+def test_json_lists_are_read_where_they_are_named(tmp_path: Path) -> None:
+    """A folder's .json files mostly describe the examples beside them."""
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "dataset_info.json").write_text('{"about": "a.jsonl"}')
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "b.json").write_text('[{"a": 2}]')
+
+    assert rows(tmp_path) == [{"a": 1}]
+    assert rows(tmp_path / "b" / "b.json") == [{"a": 2}]
+    with pytest.raises(DataError, match=r"b is a folder without examples; .*a \.json file is read where it is named"):
+        rows(tmp_path / "b")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -42,7 +55,11 @@ def test_parquet_gives_the_same_rows_as_jsonl(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n[1]\n', r"a\.jsonl:2: '\[1\]' is no JSON object"),
         ("a.jsonl", b'{"a": 1}\n{"a": }\n', r"a\.jsonl:2:7: no JSON \(Expecting value\)"),
         ("a.jsonl", b"[" * 100_000 + b"\n", r"a\.jsonl:1:1: no JSON \(nested too deep\)"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9999)[:40], r"a\.jsonl\.gz:\d+: the gzip data is cut off"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"a": 1}\n' * 9999, mtime=0)[:40],
+            r"a\.jsonl\.gz:\d+: the gzip data is cut off",
+        ),
         ("a.parquet", b"PAR1 not", r"a\.parquet is no Parquet file, or is damaged"),
         ("a.csv", b"a,b\n", r"a\.csv: examples are read from \.jsonl, \.ndjson"),
     ],

@@ -126,6 +126,16 @@ def test_eval_says_what_is_wrong(folder, tmp_path):
     assert CliRunner().invoke(eval_app, [str(hf), "--split", "dev"]).exit_code == 2
 
 
+def test_eval_names_the_splits_that_have_examples(folder, tmp_path):
+    data = spec_data(folder)
+    shares = {"kind": "split_shares", "path": str(folder / "rows.jsonl"), "train": 50, "validation": 50, "test": 0}
+    data["tasks"][0]["options"]["data"] = shares
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(data))
+
+    message = "task sum: its test split has no examples; use --split train or validation"
+    fails(eval_app, message, folder / "hf", "--spec", tmp_path / "spec.yaml", "--task", "sum")
+
+
 @pytest.mark.parametrize("option", ["--task", "--with"])
 def test_eval_wants_each_task_and_model_once(folder, option):
     done = CliRunner().invoke(eval_app, [str(folder / "hf"), option, "sum", option, "sum"])

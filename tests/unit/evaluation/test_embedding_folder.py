@@ -27,9 +27,10 @@ DATA = {"kind": "split_files", "train": "/nowhere.jsonl"}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer puts a BOS before every text."""
     folder = tmp_path_factory.mktemp("base")
     Tiny(config={"vocab_size": 517, "eos_token_id": 1}).write(folder / "hf")
-    write_tokenizer(folder / "hf")
+    write_tokenizer(folder / "hf", bos="<bos>")
     import_hf(folder / "hf", folder / "ck", layout=Layout())
     return folder
 

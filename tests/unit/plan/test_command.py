@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,8 @@ from llama_scale.cli.app import app
 from llama_scale.errors import ReportError, SpecError
 from llama_scale.plan.run_plan import RunPlan, make_plan
 from llama_scale.spec.load import load_spec
-from tests.live_runs import write_spec
+from tests.live_runs import environment, write_spec
+from tests.terminals import run_in_terminal
 from tests.unit.cli.calling import call
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -59,11 +59,10 @@ engine: {{kind: megatron}}
     return path
 
 
-def _run(*args: str, stdout: int = subprocess.PIPE, **env: str) -> subprocess.CompletedProcess[str]:
+def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "llama_scale", "plan", *args],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env={**os.environ, **env},
     )
@@ -126,17 +125,13 @@ def test_missing_file_exits_3(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
 def test_terminal_is_coloured_unless_no_color(no_color: str, coloured: bool, tmp_path: Path) -> None:
-    leader, follower = pty.openpty()
-    try:
-        done = _run(str(_write_spec(tmp_path)), stdout=follower, NO_COLOR=no_color, TERM="xterm")
-        text = os.read(leader, 1 << 16).decode()
-    finally:
-        os.close(leader)
-        os.close(follower)
+    command = [sys.executable, "-m", "llama_scale", "plan", str(_write_spec(tmp_path))]
 
-    assert done.returncode == 0, done.stderr
-    assert ("\x1b[" in text) is coloured
-    assert "8,030,261,248" in text
+    code, text = run_in_terminal(command, env=environment(NO_COLOR=no_color))
+
+    assert code == 0, text
+    assert (b"\x1b[" in text) is coloured
+    assert b"8,030,261,248" in text
 
 
 def test_help_names_the_options() -> None:

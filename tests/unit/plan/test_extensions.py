@@ -19,7 +19,8 @@ LORA = {
 
 
 def _plan(**sections: Any) -> RunPlan:
-    loaded = check_text(json.dumps(document(model=INLINE, **sections)), name="run.yaml", folder="/", env={})
+    data = document(model=INLINE, train={"steps": 10, "from": "scratch"}, **sections)
+    loaded = check_text(json.dumps(data), name="run.yaml", folder="/", env={})
     assert loaded.spec is not None, loaded.problems
     return make_plan(loaded.spec)
 

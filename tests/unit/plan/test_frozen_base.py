@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llama_scale.plan.constants import DEFAULT
@@ -204,7 +204,13 @@ def test_a_frozen_base_never_costs_more_than_full_training(full: Workload) -> No
 
 @given(workloads(), st.sampled_from([4096, 6144, 12288]), st.sampled_from([1, 8, 64]))
 def test_adapters_never_cost_more_than_full_training(narrow: Workload, hidden: int, rank: int) -> None:
-    """Of wide models in 16 bits; where products are cheap or divided, adapters may add more than is saved."""
+    """Of wide models in 16 bits; where products are cheap or divided, adapters may add more than is saved.
+
+    The gradient of a weight is saved, ``columns`` operations for each number of a product's result; in every pass that
+    number is read and written once more to add what the adapter gives. Full recomputation makes that three passes in
+    place of two: on an H100 PCIe, with 380 operations a byte, LoRA at hidden 4096 then takes as long as full training.
+    """
+    assume(hidden > 4096 or narrow.parallel.recompute != "full")
     model = replace(narrow.model, hidden=hidden, ffn=3 * hidden, heads=hidden // 128, kv_heads=8, head_dim=128)
     parallel = replace(narrow.parallel, tp=1, sequence=False)
     full = replace(narrow, model=model, parallel=parallel, seq_length=8192, precision="bf16")

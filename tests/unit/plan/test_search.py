@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_scale.errors import SpecError
@@ -20,6 +20,7 @@ from llama_scale.plan.step_time import step_time
 from llama_scale.spec.nearby import divisors
 from llama_scale.spec.rules import check_rules
 from llama_scale.spec.run import RunSpec
+from tests.properties import examples
 from tests.unit.plan.specs import preset, run_spec
 from tests.unit.plan.workloads import hardware
 
@@ -65,7 +66,7 @@ def _brute_force(spec: RunSpec, devices: int) -> float:
     return best
 
 
-@settings(max_examples=4)
+@examples(4)
 @given(st.sampled_from([(4, 2), (8, 8)]), st.sampled_from([4, 8]), st.sampled_from([2, 4]), st.sampled_from([4, 8]))
 def test_the_best_equals_brute_force(heads: tuple[int, int], layers: int, devices: int, total: int) -> None:
     spec = _spec(*heads, layers=layers, total=total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llama_scale.plan.communication import make_fabric
@@ -15,7 +15,7 @@ from llama_scale.plan.kernels import gemm_seconds, make_device
 from llama_scale.plan.run_memory import run_memory
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.plan.step_time import step_time, tokens_per_second
-from llama_scale.plan.workload import Workload
+from llama_scale.plan.workload import Dimensions, Workload
 from llama_scale.plan.workload_sizes import rank_numel, stage_counts, stage_numel
 from tests.unit.plan.specs import preset, run_spec
 from tests.unit.plan.workloads import LLAMA_8B, hardware, workload, workloads
@@ -47,7 +47,18 @@ def test_all_parts_are_times_and_add_up(one: Workload) -> None:
     assert tokens_per_second(one, step) > 0
 
 
+_STAGES_CHANGE_PLACES = workload(
+    model=Dimensions(
+        layers=9, hidden=5952, ffn=7680, heads=4, kv_heads=2, head_dim=64, vocab=32000, gated=True, tied=False
+    ),
+    hardware=hardware("a100"), dp=2, tp=1, pp=2, sharding="none", sequence=False, attention="flash1", fused=False,
+    overlap_grads=True, seq_length=1024, global_batch=4,
+)  # fmt: skip
+"""The last stage has 4 layers and the output layer; with the attention recomputed, the first with 5 computes longer."""
+
+
 @given(workloads())
+@example(_STAGES_CHANGE_PLACES)
 def test_recomputing_more_is_never_faster(one: Workload) -> None:
     none, selective, full = (
         step_time(replace(one, parallel=replace(one.parallel, recompute=kind))).total
@@ -59,9 +70,11 @@ def test_recomputing_more_is_never_faster(one: Workload) -> None:
 
 @given(workloads(), st.integers(1, 12), st.integers(1, 12))
 def test_time_is_additive_over_micro_batches(one: Workload, first: int, second: int) -> None:
+    # One replica: its stages have no traffic of gradients, so that the same one is the slowest for any count.
+    alone = replace(one, parallel=replace(one.parallel, dp=1))
+
     def busy(count: int) -> float:
-        batch = count * one.micro_batch * one.parallel.dp
-        step = step_time(replace(one, global_batch=batch))
+        step = step_time(replace(alone, global_batch=count * one.micro_batch))
         return step.gemm + step.attention + step.pointwise + step.launch + step.head + step.recompute + step.tensor
 
     assert busy(first + second) == pytest.approx(busy(first) + busy(second))

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,3 +72,30 @@ def test_thinning_keeps_the_mean_of_each_group(values: list[float], most: int) -
     assert len(kept) <= most or len(kept) == len(points) <= most
     assert kept[-1][0] == points[-1][0]
     assert min(values) - 1e-9 <= min(y for _, y in kept) <= max(y for _, y in kept) <= max(values) + 1e-9
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 99)), min_size=2, max_size=60), st.integers(1, 5))
+def test_thinning_weighs_losses_by_tokens(steps: list[tuple[float, int]], most: int) -> None:
+    points = [(float(n), loss) for n, (loss, _) in enumerate(steps)]
+    size = -(-len(steps) // most)
+
+    kept = thin(points, [tokens for _, tokens in steps], most=most)
+
+    for (_, y), start in zip(kept, range(0, len(steps), size), strict=True):
+        losses, tokens = zip(*steps[start : start + size], strict=True)
+        assert y == pytest.approx(np.average(losses, weights=tokens))
+
+
+def test_means_over_steps_are_means_over_what_the_steps_counted(tmp_path: Path) -> None:
+    records = [
+        {"step": 1, "tokens": 3, "responsibilities": {"a": 1.0}, "responsibility_tokens": 1.0},
+        {"step": 2, "tokens": 3, "responsibilities": {"a": 0.0}, "responsibility_tokens": 3.0},
+        {"step": 3, "tokens": 4, "responsibilities": {"a": 0.5}},  # of 0.1
+    ]
+    rates = [{"step": n, "tokens_per_s": 90 / s, "step_time_s": s} for n, s in enumerate([1.0, 3.0] * 600)]
+    losses = [{"task_losses": {"x": loss}, "task_tokens": {"x": n}} for loss, n in ((1.0, 1), (5.0, 3))] * 600
+
+    assert read_curves(write(tmp_path / "a", *records)).mean_share("a") == pytest.approx((1 * 1 + 3 * 0 + 4 * 0.5) / 8)
+    curves = read_curves(write(tmp_path / "b", *(rate | loss for rate, loss in zip(rates, losses, strict=True))))
+    assert {y for _, y in curves.curve("tokens_per_s")} == {45.0}  # 180 tokens in 4 s
+    assert {y for _, y in curves.task_curve("x")} == {4.0}

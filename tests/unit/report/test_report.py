@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_responsibilities_of_adapters_are_shown_where_there_are_any(tmp_path: Pa
     assert "Responsibilities of the adapters" in page.text
     assert re.search(r"code\s*66\.7%", page.text)
     assert "task-math" in page.text
+
+
+def test_what_became_of_examples_is_shown_where_there_are_any(tmp_path: Path) -> None:
+    run = record_run(tmp_path)
+    assert "What became of" not in report(run.path).text
+    record = {"examples": 1234, "features": 5, "unread": ["<id>", "source"], "notes": ["1 answers end without"]}
+    for folder, text in (("chat-0123456789ab/train", json.dumps(record)), ("chat-0123456789ab/validation", "{")):
+        (run.examples / folder).mkdir(parents=True)
+        (run.examples / folder / "record.json").write_text(text)
+
+    page = report(run.path)
+
+    assert re.search(r"chat, train\s*1,234\s*5\s*<id>, source\s*1 answers end without", page.text)
+    assert "chat, validation" not in page.text
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pty
 import subprocess
 import sys
 
 from llama_scale.runs.folder import RunFolder
 from tests.live_runs import environment
+from tests.terminals import run_in_terminal
 from tests.unit.runs.conftest import MakeRun
 
 _BEGIN = """
@@ -38,24 +38,9 @@ def test_run_folder_alone_is_on_stdout(make_run: MakeRun) -> None:
 
 def test_run_folder_is_seen_once_on_a_terminal(make_run: MakeRun) -> None:
     run = make_run("exit 0")
-    ours, theirs = pty.openpty()
-    try:
-        process = subprocess.Popen(_command(run), env=environment(COLUMNS="200"), stdout=theirs, stderr=theirs)
-        os.close(theirs)
-        shown = b""
-        while part := _read(ours):
-            shown += part
-        assert process.wait() == 0, shown
-    finally:
-        os.close(ours)
+    code, shown = run_in_terminal(_command(run), env=environment())
+    assert code == 0, shown
     assert shown.count(os.fsencode(run.path)) == 1
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # EIO: nobody has the other end open any more
-        return b""
 
 
 def test_restart_and_its_cause_are_told(make_run: MakeRun) -> None:

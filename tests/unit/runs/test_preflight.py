@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
+from llama_scale.checkpoint.manifest import StartRecord
 from llama_scale.errors import LaunchError
 from llama_scale.runs.preflight import check_inputs
 from llama_scale.spec.load import load_spec
@@ -108,3 +110,28 @@ def test_packages_of_an_image_are_not_looked_for_here(tmp_path: Path, monkeypatc
     check_inputs(load_spec(write_spec(tmp_path), overrides=[image]))
     with pytest.raises(LaunchError, match=r"the workers need torch, megatron, safetensors, numpy, not installed here"):
         check_inputs(load_spec(write_spec(tmp_path), overrides=["launcher={kind: slurm}"]))
+
+
+def test_a_folder_of_weights_is_looked_at_again(tmp_path: Path) -> None:
+    numbers = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 101, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **numbers}))
+    (folder / "model.safetensors").write_bytes(b"x")
+    spec = _spec(tmp_path, f"model.init_from={folder}")
+    check_inputs(spec)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(LaunchError, match=r"model.init_from: .*hf holds no weights"):
+        check_inputs(spec)
+    known = StartRecord(kind="folder", name="hf", path=str(folder), digest="0" * 64)
+    check_inputs(spec, start=known)  # imported already; `resume` looks whether the copy is there
+    with pytest.raises(LaunchError, match=r"model.init_from: .*hf holds no weights"):
+        check_inputs(spec, start=known.model_copy(update={"path": "/another"}))
+
+
+def test_weights_in_an_image_are_not_looked_for_here(tmp_path: Path) -> None:
+    image = "launcher={kind: slurm, container: {kind: pyxis, image: /x.sqsh}}"
+    check_inputs(load_spec(write_spec(tmp_path), overrides=[image, "model.init_from=/in/the/image"]))

@@ -174,3 +174,13 @@ def test_settings_that_both_kinds_have_are_kept(resolved: Path) -> None:
 def test_a_kind_that_there_is_not_is_refused(resolved: Path) -> None:
     with pytest.raises(SpecError, match="ddpp"):
         load_resumed(resolved, overrides=["engine.kind=ddpp"])
+
+
+@pytest.mark.parametrize(
+    ("override", "length"),
+    [("train.epochs=2", (None, 2.0)), ("train.tokens=640", (10, None)), ("train.steps=9", (9, None))],
+)
+def test_length_may_be_given_anew_in_another_unit(resolved: Path, override: str, length: tuple[Any, Any]) -> None:
+    spec, _ = load_resumed(resolved, overrides=[override])
+
+    assert (spec.train.steps, spec.train.epochs) == length

@@ -118,3 +118,73 @@ def test_huge_files_are_not_read_to_their_end(tmp_path: Path, monkeypatch: pytes
     path = write(tmp_path / "a.jsonl", *[{**GOOD, "split": "valid"}] * 3, {"split": "train"})
 
     check_inputs(spec(tmp_path, summaries(path)))
+
+
+def chat_task(path: str, **options: Any) -> dict[str, Any]:
+    return {"name": "chat", "kind": "sft", "options": {"data": {"kind": "split_files", "train": path}, **options}}
+
+
+def test_what_the_chat_template_passes_over_is_found_before_anything_starts(tmp_path: Path) -> None:
+    called = {"name": "weather", "arguments": {"city": "X"}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": called}]}
+    path = write(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "Weather?"}, answer]})
+
+    with pytest.raises(LaunchError, match=r"task 'chat': .*a\.jsonl:1: the chat template .* not write 'tool_calls' of"):
+        check_inputs(spec(tmp_path, chat_task(path)))
+    other = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", "lang": "en"}]}
+    path = write(tmp_path / "b.jsonl", other)
+    with pytest.raises(LaunchError, match=r"b\.jsonl:1: .* not write 'lang' of message 2 .*ignore_fields: \[lang\]"):
+        check_inputs(spec(tmp_path, chat_task(path)))
+    check_inputs(spec(tmp_path, chat_task(path, ignore_fields=["lang"])))
+
+
+def test_answers_that_the_template_does_not_show_are_found_before_anything_starts(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer", template="{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+    path = write(tmp_path / "a.jsonl", {"prompt": "Hi", "response": "Hello"})
+
+    with pytest.raises(LaunchError, match=r"a\.jsonl:1: .* ignores add_generation_prompt .* writes '\[assistant\]'"):
+        check_inputs(spec(tmp_path, chat_task(path)))
+
+
+def test_rows_after_the_first_are_left_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_files, "FIRST_ROWS", 1)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    path = write(tmp_path / "a.jsonl", {"messages": turns}, {"messages": [{**turns[0], "lang": "en"}, turns[1]]})
+
+    check_inputs(spec(tmp_path, chat_task(path)))
+
+
+def test_a_chat_needs_a_template(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer", template=None)
+    path = write(tmp_path / "a.jsonl", {"prompt": "Hi", "response": "Hello"})
+
+    with pytest.raises(LaunchError, match=r"task 'chat': the tokenizer .*tokenizer has no chat template"):
+        check_inputs(spec(tmp_path, chat_task(path)))
+
+
+def test_rows_that_a_resumed_run_has_prepared_are_not_checked_again(tmp_path: Path) -> None:
+    """The files may have changed, and a later version may refuse what an earlier one read."""
+    path = write(tmp_path / "a.jsonl", {**GOOD, "weight": 0})
+    prepared = tmp_path / "examples"
+    (prepared / "sum-0123456789ab" / "train").mkdir(parents=True)
+
+    check_inputs(spec(tmp_path, summaries(path)), prepared=prepared)
+    for task, validation in (({**summaries(path), "name": "s"}, False), (summaries(path), True)):
+        with pytest.raises(LaunchError, match=r"a\.jsonl:1: field 'weight'"):
+            check_inputs(spec(tmp_path, task, validation=validation), prepared=prepared)
+
+
+def test_fields_that_are_not_read_and_answers_without_an_end_are_told_at_the_launch(tmp_path: Path) -> None:
+    write_tokenizer(
+        tmp_path / "tokenizer", template="{% for m in messages %}{{ m.role + ': ' + m.content }} {% endfor %}"
+    )
+    rows = write(tmp_path / "a.jsonl", {"prompt": "a", "response": "b", "id": 1, "u\x1brl": "x"})
+    tasks = (chat_task(rows), summaries(write(tmp_path / "b.jsonl", GOOD)))
+
+    told = list(task_files.task_notes(spec(tmp_path, *tasks)))
+
+    assert told[0] == "task chat: fields that are not read: 'id', 'u\\x1brl'"
+    assert told[1].startswith("task chat: the chat template of ") and "writes nothing behind an answer" in told[1]
+    assert len(told) == 2
+    write_tokenizer(tmp_path / "tokenizer")
+    assert len(list(task_files.task_notes(spec(tmp_path, *tasks)))) == 1

@@ -103,7 +103,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
             "split": {"train": 99.0, "validation": draw(st.sampled_from([0.0, 0.01])), "test": 1.0},
             "seq_length": tensor * draw(st.integers(1, 900)),
         },
-        "train": {"steps": 5000},
+        "train": {"steps": 5000, "from": "scratch"},
         "batch": {
             "micro": draw(st.integers(1, 5)),
             "accumulation": draw(st.integers(1, 4)) * (pipeline if virtual > 1 else 1),

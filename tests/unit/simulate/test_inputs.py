@@ -218,7 +218,7 @@ def test_form_that_sample_rows_do_not_have_is_left_out(tmp_path: Path, real_toke
     data = {"kind": "split_field", "path": MISSING + ".jsonl"}
     spec = on_tasks({"kind": "sft", "options": {"data": data, "form": "pairs"}}, tokenizer=real_tokenizer)
     small, _ = shrink(spec, survey(spec, tmp_path / "inputs"))
-    assert small.tasks[0].options["form"] == "messages"
+    assert small.tasks[0].options["form"] == "auto"
 
 
 BARE = """

@@ -143,7 +143,8 @@ def test_waiting_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(**sections: Any) -> list[str]:
-    return [form.folder for form in forms_of(checked(document(model=INLINE, **sections)))]
+    scratch = {"steps": 10, "from": "scratch"}
+    return [form.folder for form in forms_of(checked(document(model=INLINE, train=scratch, **sections)))]
 
 
 def test_forms_follow_from_what_is_trained() -> None:

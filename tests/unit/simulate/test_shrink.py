@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from llama_scale.errors import LaunchError
 from llama_scale.plan.run_plan import make_plan
@@ -16,9 +16,12 @@ from llama_scale.spec.load import load_spec
 from llama_scale.spec.model import InlineModel
 from llama_scale.spec.run import RunSpec
 from tests.distributions import install
+from tests.properties import examples
 from tests.unit.simulate.strategies import checked, specs
 from tests.unit.spec.documents import document
 
+LARGE = {"kind": "preset", "name": "llama-3.1-8b"}
+SCRATCH = {"steps": 10, "from": "scratch"}
 CONFIGS = sorted(data_dir("configs").rglob("*.yaml"))
 
 
@@ -48,7 +51,7 @@ def padded(spec: RunSpec) -> bool:
     return model.vocab_size % (model.vocab_pad_multiple * spec.parallel.tensor) != 0
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(specs)
 def test_any_valid_spec_shrinks_to_a_valid_one_with_its_degrees(spec: RunSpec) -> None:
     small = shrunk(spec)
@@ -201,7 +204,7 @@ def picky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("picky")
 def test_model_grows_until_options_of_plugins_fit() -> None:
     adapters = [{"name": "a", "kind": "picky", "options": {"columns": 500}}]
-    spec = checked(document(adapters=adapters, model={"kind": "preset", "name": "llama-3.1-8b"}))
+    spec = checked(document(adapters=adapters, model=LARGE, train=SCRATCH))
     small = shrunk(spec)
     assert 500 <= model_of(small).hidden_size < 1100
     assert small.adapters[0].options["columns"] == 500
@@ -210,7 +213,7 @@ def test_model_grows_until_options_of_plugins_fit() -> None:
 @pytest.mark.usefixtures("picky")
 def test_options_that_fit_no_small_model_are_named() -> None:
     adapters = [{"name": "a", "kind": "picky", "options": {"columns": 4000}}]
-    spec = checked(document(adapters=adapters, model={"kind": "preset", "name": "llama-3.1-8b"}))
+    spec = checked(document(adapters=adapters, model=LARGE, train=SCRATCH))
     with pytest.raises(LaunchError, match=r"(?s)cannot be simulated.*adapters\[0\].options: columns=4000 of"):
         shrunk(spec)
 
@@ -225,3 +228,12 @@ def test_table_is_aligned_and_cut() -> None:
     assert lines[1].split() == ["a.b", "1", "2"]
     assert lines[2].endswith("local      because")
     assert len(show("y" * 100)) == 18
+
+
+def test_weights_are_drawn_from_the_seed_and_that_is_said() -> None:
+    model = {"kind": "preset", "name": "llama-3.1-8b", "init_from": "/models/llama", "base_name": "org/llama"}
+    spec = checked(document(model=model, adapters=[{"name": "a", "kind": "lora"}]))
+    small, changes = shrink(spec, Inputs(blend=["/x"], blend_why=["made"]))
+    assert (small.train.from_, small.model.init_from, small.model.base_name) == ("scratch", None, None)
+    why = {change.field: change.why for change in changes}
+    assert why["train.from"] == why["model.init_from"] == "drawn from the seed"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_scale.spec.hf_tokenizer import largest_id
+from llama_scale.spec.hf_tokenizer import largest_token
 from llama_scale.spec.load import check_text
 from llama_scale.spec.quick import quick_check
 from tests.unit.spec.documents import INLINE, document
@@ -23,9 +23,9 @@ def write(folder: Path, content: Any) -> Path:
 @pytest.mark.parametrize(
     ("content", "largest"),
     [
-        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 7}}}, 7),
-        ({"model": {"type": "Unigram", "vocab": [["a", 0.0], ["b", -1.0]]}}, 1),
-        ({"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 9, "content": "<s>"}, {"content": "x"}]}, 9),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 7}}}, ("b", 7)),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0], ["b", -1.0]]}}, ("b", 1)),
+        ({"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 9, "content": "<s>"}, {"content": "x"}]}, ("<s>", 9)),
         ({"model": {"vocab": []}}, None),
         ({"model": 3, "added_tokens": {"id": 4}}, None),
         ([], None),
@@ -33,15 +33,15 @@ def write(folder: Path, content: Any) -> Path:
         ("[" * 100_000, None),
     ],
 )
-def test_largest_id_of_every_form_and_none_where_it_cannot_be_told(
-    tmp_path: Path, content: Any, largest: int | None
+def test_largest_token_of_every_form_and_none_where_it_cannot_be_told(
+    tmp_path: Path, content: Any, largest: tuple[str, int] | None
 ) -> None:
-    assert largest_id(write(tmp_path, content)) == largest
+    assert largest_token(write(tmp_path, content), settings=False) == largest
 
 
-def test_largest_id_of_a_folder_without_the_file_is_none(tmp_path: Path) -> None:
-    assert largest_id(tmp_path) is None
-    assert largest_id(tmp_path / "gone") is None
+def test_largest_token_of_a_folder_without_the_file_is_none(tmp_path: Path) -> None:
+    assert largest_token(tmp_path, settings=True) is None
+    assert largest_token(tmp_path / "gone", settings=True) is None
 
 
 def test_validate_refuses_ids_beyond_the_models_vocabulary(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_validate_refuses_ids_beyond_the_models_vocabulary(tmp_path: Path) -> No
     assert quick_check(text) is None
     (problem,) = check_text(text, name="f", folder=str(tmp_path), env={}).problems
     assert (problem.dotted, problem.code) == ("tokenizer.path", "tokenizer-vocabulary")
-    assert f"the largest token id of {tmp_path} is 100, and the model knows the ids below vocab_size=100" in str(
+    assert f"the largest token id of {tmp_path} is 100 ('b'), and the model knows the ids below vocab_size=100" in str(
         problem
     )
     assert problem.hint.startswith("use a vocab_size of at least 101")

@@ -48,7 +48,7 @@ def mine(site: Path) -> Path:
 
 def _spec(*adapters: dict[str, Any], **sections: Any) -> dict[str, Any]:
     named = [{"name": f"a{i}", **adapter} for i, adapter in enumerate(adapters)]
-    return document(model=INLINE, adapters=named, **sections)
+    return document(**{"model": INLINE, "adapters": named, "train": {"steps": 10, "from": "scratch"}} | sections)
 
 
 def _problems(data: dict[str, Any], *, text: str | None = None, env: dict[str, str] | None = None) -> list[Problem]:

@@ -55,10 +55,10 @@ def test_config_reads_llama3_scaling_in_both_forms(tmp_path: Path, key: str) -> 
     ("change", "message"),
     [
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
-        ({"model_type": None}, "model_type is None"),
+        ({"model_type": None}, "model_type is null"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures is"),
-        ({"attention_bias": True}, "attention_bias is True"),
-        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"attention_bias": True}, "attention_bias is true"),
+        ({"mlp_bias": True}, "mlp_bias is true"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type is 'yarn'"),
@@ -75,9 +75,10 @@ def test_config_that_is_no_llama_is_refused(tmp_path: Path, change: dict[str, An
         read_hf_config(write(tmp_path, json.dumps({**CONFIG, **change})))
 
 
-def test_config_lists_all_missing_keys_at_once(tmp_path: Path) -> None:
+def test_config_lists_all_wrong_keys_at_once(tmp_path: Path) -> None:
+    wrong = dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"))
     with pytest.raises(HfConfigError) as caught:
-        read_hf_config(write(tmp_path, json.dumps({"model_type": "llama"})))
+        read_hf_config(write(tmp_path, json.dumps({**CONFIG, **wrong, "rope_theta": "1e4"})))
     assert len(caught.value.faults) == 5
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_scale.spec.json_schema import spec_schema
 from llama_scale.spec.load import check_text
 from llama_scale.spec.quick import SCHEMA_FILE, check_document
 from llama_scale.spec.structure import check_structure
+from tests.properties import examples
 from tests.unit.spec.documents import INLINE, document
 
 RICH = document(
@@ -104,7 +105,7 @@ def test_schema_and_structure_give_the_same_verdict(base: dict[str, Any]) -> Non
     assert accepted > 20
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(data=st.data())
 def test_schema_and_structure_agree_on_generated_sections(data: st.DataObject) -> None:
     scalars = st.none() | st.booleans() | st.integers(-3, 2**64) | st.floats(allow_nan=False, allow_infinity=False)

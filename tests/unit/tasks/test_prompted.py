@@ -223,5 +223,30 @@ def test_a_template_that_hides_the_answers_head_is_refused(make_task: MakeTask, 
     folder = write_tokenizer(tmp_path / "t", template=template)
     task = make_task("summarization", chat=True, tokenizer=TaskTokenizer(folder))
 
-    with pytest.raises(DataError, match="the chat template writes the head of an answer otherwise"):
+    with pytest.raises(DataError, match=r"writes message 2 otherwise than the prompt for it .*; or use chat: false"):
         task.encode(example(document="d", summary="s"))
+
+
+def test_questions_without_a_context_have_a_prompt_of_their_own(make_task: MakeTask, tokenizer: TaskTokenizer) -> None:
+    """Rows as of alpaca: most of them have a blank input."""
+    fields = {"question_field": "instruction", "context_field": "input", "answers_field": "output"}
+    task = make_task("qa_generative", **fields, template_without_context="{question}\n")
+    rows = [
+        {"instruction": "Name a fruit", "input": " ", "output": "apple"},
+        {"instruction": "Name a fruit", "input": None, "output": "apple"},
+        {"instruction": "Name a fruit", "output": "apple"},
+    ]
+    for row in rows:
+        task.options.check_row(example(**row))
+        [feature] = task.encode(example(**row))
+        assert texts(tokenizer, feature) == ("Name a fruit\n", "apple")
+    [feature] = task.encode(example(instruction="Add", input="1 2", output="3"))
+
+    assert texts(tokenizer, feature) == ("1 2\n\nQuestion: Add\nAnswer:", " 3")
+    without = make_task("qa_generative", **fields).options
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: field 'input' is blank; .*set template_without_context"):
+        without.check_row(example(**rows[0]))
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: field 'input' \(option context_field\) is null"):
+        without.check_row(example(**rows[1]))
+    with pytest.raises(ValidationError, match="template_without_context is never used"):
+        make_task("qa_generative", template="{question}\n", template_without_context="{question}")

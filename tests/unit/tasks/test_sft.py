@@ -7,6 +7,7 @@ import pytest
 from llama_scale.data.task_tokenizer import TaskTokenizer
 from llama_scale.errors import DataError
 from tests.task_tokenizer import write_tokenizer
+from tests.unit.data.chat_templates import SHAPES, WEATHER, calls, plain, said, write_chat_tokenizer
 from tests.unit.tasks.conftest import MakeTask, example
 from tests.unit.tasks.models import Canned
 
@@ -69,7 +70,7 @@ def test_a_conversation_without_the_assistant_is_refused(make_task: MakeTask) ->
     task = make_task("sft")
 
     with pytest.raises(
-        DataError, match=r"rows\.jsonl:7: 'messages' has no message of role 'assistant' \(it has user\)"
+        DataError, match=r"rows\.jsonl:7: the conversation has no message of role 'assistant' \(it has user\)"
     ):
         task.options.check(example(messages=TALK[:1]))
     task.options.check(example(messages=TALK))
@@ -83,7 +84,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(make_task: MakeTask, 
     tokenizer = TaskTokenizer(write_tokenizer(tmp_path / "t", template=template))
     task = make_task("sft", tokenizer=tokenizer)
 
-    with pytest.raises(DataError, match=r"rows\.jsonl:7: the chat template writes message 2 otherwise"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: the chat template of .*t writes message 2 otherwise"):
         task.encode(example(messages=TALK[:2]))
 
 
@@ -110,4 +111,53 @@ def test_faulty_templates_are_named(make_task: MakeTask, tmp_path: Path, templat
     task = make_task("sft", tokenizer=TaskTokenizer(write_tokenizer(tmp_path / "t", template=template)))
 
     with pytest.raises(DataError, match=message):
+        task.encode(example(messages=TALK))
+
+
+def test_the_last_trained_turn_is_predicted_with_its_tools(make_task: MakeTask, tmp_path: Path) -> None:
+    """Prompt and reference are what transformers writes before and in that turn."""
+    from transformers import AutoTokenizer
+
+    folder = write_chat_tokenizer(tmp_path / "t", plain(SHAPES["tagged calls"]))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    tokenizer = TaskTokenizer(folder)
+    messages = [said("user", "Weather?"), said("assistant", "Let me see.", tool_calls=calls("X")), said("tool", "12C")]
+    row = example(messages=[*messages, said("assistant", "12C.", weight=0)], tools=[WEATHER])
+    call = '\n<tool_call>\n{"name": "weather", "arguments": {"city": "X"}}\n</tool_call>'
+    model = Canned([tokenizer.encode(f"Let me see.{call}")])
+
+    [outcome] = make_task("sft", tokenizer=tokenizer).predict(model, [row])
+
+    prompt = theirs.apply_chat_template(messages[:1], tools=[WEATHER], add_generation_prompt=True)
+    assert model.prompts == [prompt["input_ids"]]
+    assert outcome.reference == f"Let me see.{call}"
+    assert outcome.scores["exact_match"] == 100.0
+
+
+def test_faults_in_evaluation_name_the_row(make_task: MakeTask, tmp_path: Path) -> None:
+    template = "{% if messages[-1].role == 'user' %}{{ raise_exception('no') }}{% endif %}"
+    task = make_task("sft", tokenizer=TaskTokenizer(write_tokenizer(tmp_path / "t", template=template)))
+
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: the chat template of .* refuses a conversation of .*user: no"):
+        list(task.predict(Canned([[]]), [example(messages=TALK)]))
+
+
+def test_arguments_that_the_template_quotes_are_told(make_task: MakeTask, tmp_path: Path) -> None:
+    tokenizer = TaskTokenizer(write_chat_tokenizer(tmp_path / "t", plain(SHAPES["tagged calls"])))
+    task = make_task("sft", tokenizer=tokenizer)
+    text, plain_one = calls("X"), calls("Y")
+    text[0]["function"]["arguments"] = '{"city": "X"}'
+
+    for call in (text, plain_one):
+        task.encode(example(messages=[said("user", "Weather?"), said("assistant", "", tool_calls=call)]))
+
+    [note] = task.notes()
+    assert note.startswith("1 tool calls have their arguments as a JSON text")
+
+
+def test_answers_of_which_nothing_is_marked_are_refused(make_task: MakeTask, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% generation %}{% endgeneration %}{% endfor %}"
+    task = make_task("sft", tokenizer=TaskTokenizer(write_tokenizer(tmp_path / "t", template=template)))
+
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: no token is trained: .* check its \{% generation %\} blocks"):
         task.encode(example(messages=TALK))

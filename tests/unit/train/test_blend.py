@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_scale.train.blend import Blend
+from llama_scale.train.blend import Blend, blend_once
 
 
 def locate_all(blend: Blend, samples: int) -> list[tuple[int, int]]:
     return [blend.locate(k) for k in range(samples)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8))
 def test_every_prefix_is_within_one_sample_of_the_weights(weights: list[int]) -> None:
     blend = Blend([float(weight) for weight in weights])
@@ -50,3 +49,28 @@ def test_awkward_weights_are_rounded_to_a_short_period() -> None:
 
 def test_one_part_gets_everything() -> None:
     assert locate_all(Blend([0.3]), 3) == [(0, 0), (0, 1), (0, 2)]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.1, 0.7, 1.0, 40.0]), st.integers(1, 20)), min_size=1, max_size=5),
+    st.integers(0, 120),
+)
+def test_blend_once_takes_each_sample_at_most_once_and_by_weight(parts: list[tuple[float, int]], limit: int) -> None:
+    weights, sizes = [weight for weight, _ in parts], [size for _, size in parts]
+
+    rows = blend_once(weights, sizes, limit=limit)
+
+    assert len(rows) == min(limit, sum(sizes))
+    for part, size in enumerate(sizes):
+        own = [local for number, local in rows if number == part]
+        assert own == list(range(len(own))) and len(own) <= size
+    # The blend itself, as long as no part is used up.
+    blend = Blend(weights)
+    for row, expected in zip(rows, locate_all(blend, len(rows)), strict=True):
+        if expected[1] >= sizes[expected[0]]:
+            break
+        assert row == expected
+
+
+def test_blend_once_is_quick_where_a_light_part_has_nearly_everything() -> None:
+    assert len(blend_once([1.0, 1e-6], [3, 10**6], limit=1000)) == 1000

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_scale.data.windows import split_bounds
 from llama_scale.errors import DataError
 from llama_scale.plan.run_plan import BatchPlan
 from llama_scale.spec.data import IndexedData, Split
-from llama_scale.train.data import Samples, replica_samples, split_bounds
+from llama_scale.train.data import Samples, replica_samples
 from tests.unit.train.token_files import write_token_file
 
 
@@ -149,7 +150,7 @@ def test_empty_documents_are_passed_over(tmp_path: Path) -> None:
 
 def test_split_without_documents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of its 3 documents falls into the validation split \(.* 1 of 100"):
-        split_bounds(Split(), "validation", documents=3, prefix="tokens")
+        split_bounds(Split().sizes, "validation", documents=3, prefix="tokens")
 
 
 def test_fewer_tokens_than_one_sample_are_refused(tmp_path: Path) -> None:
@@ -171,3 +172,32 @@ def test_order_is_the_files_own_whatever_its_integer_type(tmp_path: Path) -> Non
     wide = write_token_file(tmp_path / "b", documents, code=4)
     rows = [Samples(section(p), split="train", seed=3, vocab_size=10000)[9].tokens.tolist() for p in (narrow, wide)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(("micro", "accumulation", "dp"), [(1, 1, 1), (4, 1, 1), (3, 2, 2), (1, 2, 5), (50, 1, 1)])
+def test_evaluation_counts_each_sample_once(tmp_path: Path, micro: int, accumulation: int, dp: int) -> None:
+    files = [numbered(tmp_path, documents=n, name=f"f{n}") for n in (12, 3)]
+    data = section(*files, weights=(1.0, 4.0), isolate_documents=True)
+    samples = Samples(data, split="train", seed=1, vocab_size=10000)
+    batch = BatchPlan(
+        global_batch=micro * accumulation * dp, micro_batch=micro, accumulation=accumulation, seq_length=8
+    )
+    everything = sorted(
+        samples._read(part, k).tokens[1:].tolist() for part, n in ((0, 83 // 8), (1, 20 // 8)) for k in range(n)
+    )
+
+    for limit in (5, 1000):
+        found = []
+        for d in range(dp):
+            for micros in samples.evaluation(limit, batch=batch, dp_rank=d, dp_size=dp):
+                assert len(micros) == accumulation
+                for one in micros:
+                    assert one["tokens"].shape == one["documents"].shape == (micro, 8)
+                    found += [
+                        row.tolist() for row, mask in zip(one["labels"], one["loss_mask"], strict=True) if mask.any()
+                    ]
+        if limit == 5:
+            assert sorted(found) == sorted(samples._read(*row).tokens[1:].tolist() for row in samples._once(5))
+        else:
+            assert sorted(found) == everything
+    assert len(samples) == len(everything) == 12

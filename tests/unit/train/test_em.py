@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from llama_scale.errors import CheckpointError
 from llama_scale.layout.boxes import Box
 from llama_scale.train.em import ATTEMPTS, GeneralisedEm, Snapshot
-from llama_scale.train.engine import LocalPiece, StepResult
+from llama_scale.train.engine import LocalPiece, LossSum, StepResult
+from llama_scale.train.statistics import Tally
 
 BOX = Box.whole((1,))
 
@@ -20,6 +22,7 @@ class Valley:
     def __init__(self, *, blind: bool = False) -> None:
         self.step = 0
         self.blind = blind
+        self.chunks = [SimpleNamespace(statistics=Tally())]
         self.rates: list[float] = []
         self.values = {"model": torch.tensor([1.0]), "exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)}
 
@@ -34,10 +37,11 @@ class Valley:
         self.values["exp_avg"].mul_(0.5).add_(uphill)
         self.values["model"].sub_(lr * self.values["exp_avg"])
         self.step += 1
+        self.chunks[0].statistics.add("task/a", torch.tensor(loss), torch.tensor(1.0))
         return StepResult(loss=loss, grad_norm=1.0, tokens=1, skipped=False)
 
-    def evaluate(self, batch: Any) -> float:
-        return self.loss
+    def evaluate(self, batch: Any) -> LossSum:
+        return LossSum(total=self.loss, tokens=1)
 
     def model_pieces(self) -> Iterator[LocalPiece]:
         yield self._piece("model")
@@ -64,6 +68,7 @@ def test_step_that_is_too_large_is_undone_and_tried_smaller() -> None:
 
     assert (result.loss, engine.loss, engine.step) == (1.0, 0.0, 1)
     assert engine.rates == [4.0, 1.0]
+    assert engine.chunks[0].statistics["task/a"].tolist() == [1.0, 1.0], "a step counts once, however often it is tried"
 
 
 def test_momentum_that_points_uphill_is_forgotten() -> None:

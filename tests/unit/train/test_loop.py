@@ -16,13 +16,15 @@ from llama_scale.layout.boxes import Box
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.spec.run import RunSpec
 from llama_scale.train.checkpointing import Checkpointer, Position
-from llama_scale.train.engine import LocalPiece, MicroBatches, StepResult, TensorReader
+from llama_scale.train.engine import LocalPiece, LossSum, MicroBatches, StepResult, TensorReader
 from llama_scale.train.loop import LoopParts, NonFiniteError, best_validation_loss, log_progress, train
 from llama_scale.train.metrics import StepRecord
 from llama_scale.train.profile import StepProfiler
 from llama_scale.train.statistics import StepStatistics
 from llama_scale.train.validation import Validation
 from tests.unit.train.test_metrics import record
+
+ROWS = 8
 
 
 class OneWeight:
@@ -42,8 +44,8 @@ class OneWeight:
         self.step += not skipped
         return StepResult(loss=loss, grad_norm=1.0, tokens=64, skipped=skipped)
 
-    def evaluate(self, batch: MicroBatches) -> float:
-        return 1.0
+    def evaluate(self, batch: MicroBatches) -> LossSum:
+        return LossSum(total=1.0, tokens=1)
 
     def model_pieces(self) -> Iterator[LocalPiece]:
         box = Box.whole((1,))
@@ -107,7 +109,9 @@ class Loop:
             engine=self.engine,
             checkpointer=Checkpointer(folder / "checkpoints", spec=spec, plan=plan),
             train_batch=lambda first: self.firsts.append(first) or [],  # type: ignore[func-returns-value]
-            validate=None if validate is None else lambda: Validation(loss=validate(), task_losses={"a": 1.0}),
+            validate=None
+            if validate is None
+            else lambda: Validation(loss=validate(), rows=ROWS, task_losses={"a": 1.0}),
             stop_wish=lambda: stop_after is not None and len(self.records) >= stop_after,
             agree=lambda wish: wish,
             sinks=[self.records.append],
@@ -198,15 +202,32 @@ def test_best_validation_loss_is_saved_and_remembered(tmp_path: Path) -> None:
     assert [r.validation_loss for r in loop.records] == [None, 3.0, None, 2.0, None, 2.5]
     assert [r.validation_losses for r in loop.records[:2]] == [{}, {"a": 1.0}]
     assert loop.saved == [2, 4, 6]
-    assert manifest(tmp_path, 4)["metrics"] == {"validation_loss": 2.0, "best_validation_loss": 2.0}
-    assert manifest(tmp_path, 6)["metrics"] == {"validation_loss": 2.5, "best_validation_loss": 2.0}
+    assert manifest(tmp_path, 4)["metrics"] == {
+        "validation_loss": 2.0,
+        "validation_rows": 8,
+        "best_validation_loss": 2.0,
+    }
+    assert manifest(tmp_path, 6)["metrics"] == {
+        "validation_loss": 2.5,
+        "validation_rows": 8,
+        "best_validation_loss": 2.0,
+    }
 
 
 def test_resumed_run_does_not_take_a_worse_loss_for_the_best(tmp_path: Path) -> None:
     spec = make_spec(validation={"every_steps": 5, "batches": 1}, checkpoint={"keep_best": True})
-    start = Position(step=4, samples=16, metrics={"best_validation_loss": 1.5})
+    start = Position(step=4, samples=16, metrics={"best_validation_loss": 1.5, "validation_rows": 8})
     assert best_validation_loss(start) == 1.5
     assert Loop(tmp_path, spec, validate=lambda: 2.0, start=start).saved == [6]
+
+
+@pytest.mark.parametrize("rows", [{}, {"validation_rows": 4}], ids=["of 0.1", "fewer rows"])
+def test_best_loss_over_other_rows_is_not_compared(tmp_path: Path, rows: dict[str, float]) -> None:
+    spec = make_spec(validation={"every_steps": 5, "batches": 1}, checkpoint={"keep_best": True})
+    start = Position(step=4, samples=16, metrics={"best_validation_loss": 1.5, **rows})
+
+    assert Loop(tmp_path, spec, validate=lambda: 2.0, start=start).saved == [5, 6]
+    assert manifest(tmp_path, 6)["metrics"]["best_validation_loss"] == 2.0
 
 
 def test_validation_loss_that_is_not_finite_is_not_the_best(tmp_path: Path) -> None:
@@ -240,3 +261,9 @@ def test_progress_is_logged_at_its_interval_and_where_it_matters(caplog: pytest.
     heads = [message.split("  ")[0] for message in caplog.messages]
     assert heads == ["step 1/10", "step 4/10", "step 6/10", "step 7/10", "step 8/10", "step 10/10"]
     assert caplog.messages[3] == "step 7/10  validation loss 2.0000  perplexity 7.39"
+
+
+def test_validation_of_several_tasks_names_each_and_no_perplexity(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        log_progress(steps=10, every=100)(record(5, validation_loss=2.0, validation_losses={"a": 1.0, "b": 3.0}))
+    assert caplog.messages == ["step 5/10  validation loss 2.0000  a 1.0000  b 3.0000"]

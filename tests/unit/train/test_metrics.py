@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from llama_scale.errors import LaunchError
 from llama_scale.train.metrics import MetricsFile, ProgressLine, StepRecord
+from tests.children import in_child
 
 
 def record(step: int, **changes: Any) -> StepRecord:
@@ -85,15 +85,17 @@ def test_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_named_and_costs_only_the_last_line(tmp_path: Path) -> None:
-    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with MetricsFile(tmp_path / "m", resumed_step=0) as file:
         file.write(record(1))
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "m").stat().st_size + 9, hard))
-            with pytest.raises(LaunchError, match=r"cannot write .*/m: File too large; free space and resume"):
-                file.write(record(2))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+    def write() -> None:
+        with (
+            MetricsFile(tmp_path / "m", resumed_step=1) as file,
+            pytest.raises(LaunchError, match=r"cannot write .*/m: File too large; free space and resume"),
+        ):
+            file.write(record(2))
+
+    in_child(write, largest_file=(tmp_path / "m").stat().st_size + 9)
     with MetricsFile(tmp_path / "m", resumed_step=1) as file:
         file.write(record(2))
     assert [line["step"] for line in lines(tmp_path / "m")] == [1, 2]

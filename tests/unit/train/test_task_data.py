@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import importlib
+import json
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_scale.errors import DataError
+from llama_scale.extensions import discover
 from llama_scale.extensions.examples import Example
 from llama_scale.extensions.task import Feature, Task, TaskContext
 from llama_scale.plan.run_plan import BatchPlan
@@ -19,7 +23,7 @@ from llama_scale.tasks.prompted import PromptedOptions
 from llama_scale.train.run_tasks import RunTask, make_tasks
 from llama_scale.train.task_data import TaskSamples
 from llama_scale.train.task_data_pack import pack
-from llama_scale.train.task_data_prepare import prepared_splits
+from llama_scale.train.task_data_prepare import _digest, prepared_splits
 from llama_scale.train.task_data_store import FeatureWriter, PreparedSplit
 from tests.engines.specs import Case
 from tests.task_tokenizer import write_tokenizer
@@ -28,7 +32,6 @@ SEQ = 16
 
 
 @given(st.lists(st.integers(1, 50), max_size=200))
-@settings(deadline=None)
 def test_packing_loses_nothing_and_fits(lengths: list[int]) -> None:
     rows = pack(lengths, size=50)
 
@@ -211,6 +214,42 @@ def test_replicas_without_rows_of_an_own_head_have_an_empty_route(samples: TaskS
     assert found[0]["extra"]["pairs"]["i"].shape == (0, 2)
 
 
+@pytest.mark.parametrize(("micro", "accumulation", "dp"), [(1, 1, 1), (3, 2, 2), (5, 1, 1), (12, 1, 2), (1, 3, 7)])
+@pytest.mark.parametrize("limit", [9, 1000])
+def test_evaluation_counts_each_row_once_in_groups_of_its_own_order(
+    samples: TaskSamples, micro: int, accumulation: int, dp: int, limit: int
+) -> None:
+    batch = plan(micro=micro, accumulation=accumulation, replicas=dp)
+    for number, task in enumerate(samples.tasks):
+        alone = samples.alone(number)
+        rows = sorted(alone.locate(k)[1] for k in range(min(limit, len(alone))))
+        expected = [alone._arrays(0, row)["tokens"].tolist() for row in rows]
+        groups: list[list[list[int]]] = []
+        for d in range(dp):
+            group: list[list[int]] = []
+            for micros in alone.evaluation(limit, batch=batch, dp_rank=d, dp_size=dp):
+                for one in micros:
+                    assert [r.start for r in one["routes"]] == [0, *(r.stop for r in one["routes"][:-1])]
+                    assert one["routes"][-1].stop == micro
+                    extra = iter(one.get("extra", {}).get("pairs", {}).get("i", ()))
+                    for route in one["routes"]:
+                        assert (route.adapter, route.task, route.pool) == (task.adapter, task.name, ())
+                        read = one["tokens"][route.start : route.stop]
+                        if route.padding:
+                            assert not one["loss_mask"][route.start :].any() and not read.any()
+                            continue
+                        group += read.tolist()
+                        if number == 1:
+                            assert [int(next(extra)[0]) for _ in read] == (read[:, 0] - 200).tolist()
+                        if not route.continues:
+                            groups.append(group)
+                            group = []
+            assert not group
+        assert sorted(row for group in groups for row in group) == sorted(expected)
+        if task.head == "own":
+            assert sorted(groups) == sorted(expected[k : k + 8] for k in range(0, len(expected), 8))
+
+
 def test_preparation_counts_and_is_done_once(
     tasks: list[RunTask], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,6 +260,7 @@ def test_preparation_counts_and_is_done_once(
     assert (record.examples, record.features, record.dropped, record.cut, record.cut_tokens) == (40, 39, 1, 1, 1)
     assert "task numbers, train: 40 examples -> 39 sequences" in caplog.text
     assert "1 examples were LEFT OUT" in caplog.text
+    assert "fields that are not read: 'i'" in caplog.text
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     prepared_splits(task_spec(), tasks, "train", folder=tmp_path, prepares=True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == made
@@ -238,6 +278,51 @@ def test_other_ranks_wait_for_the_one_that_prepares(tasks: list[RunTask], tmp_pa
     waiting.join(30)
 
     assert len(found[0]) == 2
+
+
+class Noted(Numbers):
+    def notes(self) -> Sequence[str]:
+        return ["mind the gap"]
+
+
+def test_what_a_task_notes_is_told_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    [prepared] = prepared_splits(task_spec(), [run_task(Noted, "noted", 0)], "train", folder=tmp_path, prepares=True)
+
+    assert ("WARNING", "task noted, train: mind the gap") in [(r.levelname, r.message) for r in caplog.records]
+    assert (list(prepared.record.unread), list(prepared.record.notes)) == (["i"], ["mind the gap"])
+
+
+def test_a_record_of_0_1_is_read(tasks: list[RunTask], tmp_path: Path) -> None:
+    [prepared, _] = prepared_splits(task_spec(), tasks, "train", folder=tmp_path, prepares=True)
+    [file] = tmp_path.glob("numbers-*/train/record.json")
+    old = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("unread", "notes")}
+    file.write_text(json.dumps(old))
+
+    assert PreparedSplit(file.parent).record.examples == prepared.record.examples
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "digest"),
+    [
+        ("sft", {"form": "messages"}, "07ec705bcda7"),
+        ("qa_generative", {}, "aaee55387c54"),
+        ("qa_extractive", {}, "941d38af3d54"),
+        ("summarization", {}, "f53ca03dbbc5"),
+        ("translation", {"languages": {"source": "en", "target": "de"}}, "4e04900452f3"),
+        ("semantic_search", {}, "690d53567973"),
+    ],
+)
+def test_rows_that_0_1_prepared_are_found(kind: str, given: dict[str, Any], digest: str) -> None:
+    """The digests are those that fc49ae9 computes; options that came later leave them as they were."""
+    descriptor = importlib.import_module(f"llama_scale.tasks.{kind}").DESCRIPTOR
+    data = {"kind": "split_files", "train": "/nowhere.jsonl"}
+
+    def found(**more: Any) -> str:
+        options = discover.read_options(descriptor, {"data": data, **given, **more})
+        return _digest(task_spec(), SimpleNamespace(kind=kind, task=SimpleNamespace(options=options)))  # type: ignore[arg-type]
+
+    assert found() == digest
+    assert found(ignore_fields=["weight"]) != digest
 
 
 def test_packing_can_be_off(tasks: list[RunTask], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ _SSH = """#!/bin/bash
 command=${@: -1}; set -- "${@:1:$#-1}"; host=${@: -1}
 case $host in
   good) echo 'Welcome!'; exec bash -c "$command" ;;
+  apart) rm -f "${0%/bin/ssh}"/runs/.bases/.doctor-*; exec bash -c "$command" ;;
   mute) exec sleep 300 ;;
   unknown) echo 'ssh: Could not resolve hostname unknown: Name or service not known' >&2; exit 255 ;;
   locked) echo 'root@locked: Permission denied (publickey).' >&2; exit 255 ;;
@@ -117,3 +118,12 @@ def test_examination_leaves_nothing_in_the_runs_folder(tmp_path: Path) -> None:
     assert [f.level for f in findings if (f.check, f.host) == ("shared", "good")] == ["ok"]
     assert set(answers) == {"good", "down"}
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("host", "level"), [("good", "ok"), ("apart", "failed")])
+def test_imported_weights_must_be_seen_too(tmp_path: Path, host: str, level: str) -> None:
+    findings, _ = examine(Needs(hosts=(host,), bases=True), runs_dir=tmp_path / "runs", timeout_s=60)
+    (found,) = [finding for finding in findings if finding.check == "shared"]
+    assert found.level == level
+    assert ("its .bases, where imported weights lie, is another folder there" in found.message) == (level == "failed")
+    assert list((tmp_path / "runs" / ".bases").iterdir()) == []
