@@ -76,7 +76,8 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     if isinstance(extra, dict):  # a model's own names
         values |= extra
         extra = None
-    named = {key: text for key, value in values.items() if (text := _text(value)) is not None}
+    ordered = {key: values[key] for key in (*NAMES, *values) if key in values}  # as transformers adds them
+    named = {key: text for key, value in ordered.items() if (text := _text(value)) is not None}
     unnamed = tuple(text for value in extra or () if (text := _text(value)) is not None)
     special |= declared.keys() & {*named.values(), *unnamed}
     return SpecialTokens(named=named, extra=unnamed, declared=declared, special=special)
