@@ -65,6 +65,23 @@ def test_validate_refuses_ids_beyond_the_models_vocabulary(tmp_path: Path) -> No
     assert check_text(json.dumps(spec), name="f", folder=str(tmp_path), env={}).spec is not None
 
 
+def test_tokens_that_only_the_settings_add_count_for_new_specs(tmp_path: Path) -> None:
+    write(tmp_path, {"model": {"vocab": {"a": 0, "b": 60}}, "added_tokens": [{"id": 61, "content": "<s>"}]})
+    spec = document(model={**INLINE, "vocab_size": 62}, tokenizer={"kind": "hf", "path": "."})
+
+    def problems(*, stored: bool = False, **settings: Any) -> list[str]:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>", **settings}))
+        return [
+            str(problem)
+            for problem in check_text(json.dumps(spec), name="f", folder=str(tmp_path), env={}, stored=stored).problems
+        ]
+
+    assert problems(bos_token="<s>") == []
+    (problem,) = problems(bos_token="<s>", additional_special_tokens=["<s>", "<|im_start|>"])
+    assert "is 63 ('<|im_start|>'), and the model knows the ids below vocab_size=62" in problem
+    assert problems(additional_special_tokens=["<|im_start|>"], stored=True) == []
+
+
 def test_a_vocabulary_size_with_a_fault_is_not_compared(tmp_path: Path) -> None:
     write(tmp_path, {"model": {"vocab": {"a": 100}}})
     spec = document(model={**INLINE, "vocab_size": "many"}, tokenizer={"kind": "hf", "path": "."})
