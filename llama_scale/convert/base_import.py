@@ -89,10 +89,10 @@ def import_again(record: StartRecord, bases: Path, *, layout: Layout, progress: 
     Raises:
         ConvertError: The folder is gone or has changed, or cannot be imported.
     """
-    gone = f"their imported copy {record.weights} is gone"
+    gone = f"their imported copy {record.weights} is gone or damaged"
     source = Path(record.path or "")
     if not source.is_dir():
-        raise ConvertError(f"{gone}, and so is {source}, where they came from; put one of the two back")
+        raise ConvertError(f"{gone}, and {source}, where they came from, is not there; put one of the two back")
     try:
         digest = source_digest(source)
     except (OSError, FolderFault) as error:

@@ -206,7 +206,7 @@ def _place_of_base(folder: Path, manifest: Manifest) -> Path:
         return found
     if place.is_dir() and (start is None or start.kind != "folder"):
         return place
-    gone = f"the base of checkpoint {folder} was {place}, which is not there"
+    gone = f"the base of checkpoint {folder} was {place}, which is not there, or damaged"
     if start is None or start.kind != "folder":
         raise ConvertError(f"{gone}; say where it is now with --base FOLDER")
     source = Path(start.path or "")

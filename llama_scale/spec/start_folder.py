@@ -38,8 +38,8 @@ class FolderFault(Exception):
 
 
 def is_hf_folder(folder: Path) -> bool:
-    """Tell whether a folder is a Hugging Face model's, and not a checkpoint of ours."""
-    return (folder / "config.json").is_file() and not (folder / "manifest.json").is_file()
+    """Tell whether a folder is a Hugging Face model's; a checkpoint of ours has no config.json of its own."""
+    return (folder / "config.json").is_file()
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -79,7 +79,7 @@ def test_generate_refuses_what_it_cannot_use(tmp_path):
     fails([str(tmp_path), "-p", "a"], "is neither a run, nor a checkpoint (manifest.json), nor a", command=generate_app)
     fails([*model, "--step", "3"], "--step chooses a checkpoint of a run", command=generate_app)
     (hf / "tokenizer.json").write_text("{")
-    fails(model, "transformers cannot load", command=generate_app)
+    fails(model, "is no Hugging Face tokenizer, or is damaged", command=generate_app)
 
 
 def test_light_install_is_told_what_to_install(monkeypatch, tmp_path):

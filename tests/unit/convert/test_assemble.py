@@ -309,7 +309,7 @@ def test_a_base_that_moved_or_changed(tmp_path, base):
     shutil.copytree(base / "ck", tmp_path / "base")
     ck = adapter_checkpoint(tmp_path / "ck", base=tmp_path / "base", extensions=record(IA3))
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(ConvertError, match="which is not there; say where it is now with --base FOLDER"):
+    with pytest.raises(ConvertError, match="which is not there, or damaged; say where it is now with --base FOLDER"):
         export_peft(ck, tmp_path / "out")
     export_peft(ck, tmp_path / "out", base=tmp_path / "moved")
 

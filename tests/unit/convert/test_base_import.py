@@ -230,7 +230,9 @@ def test_a_lost_copy_is_made_again_from_the_same_source_only(tmp_path: Path, pro
     source.rename(tmp_path / "away")
     assert again() == start  # the copy is enough
     Path(start.weights or "").rename(tmp_path / "lost")
-    with pytest.raises(LaunchError, match=r"is gone, and so is .*/hf, where they came from; put one of the two back"):
+    with pytest.raises(
+        LaunchError, match=r"is gone or damaged, and .*/hf, where they came from, is not there; put one of the two back"
+    ):
         again()
     (tmp_path / "away").rename(source)
     os.utime(source / "config.json")  # another time, the same content
