@@ -12,6 +12,7 @@ normalizes (nmt_nfkc and its relatives) may compose combining marks differently 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _BOUNDARY = "\ufff8"
 """A code point that Unicode has not assigned and never breaks a line, a word or a cluster around."""
 _KNOWN_RULES = ("identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf")
 """SentencePiece's own normalizations; any other is a table of the model's maker."""
+
+_MOST_CONTESTED = 20_000
 
 PROBES = (
     "The quick brown fox jumps over 13 lazy dogs.",
@@ -150,13 +153,6 @@ def _obstacles(model: _Model) -> Iterator[str]:
         yield f"it normalizes text by a table of its own ({model.rules.name or 'without a name'})"
     if unused := model.texts(_UNUSED):
         yield f"its piece {unused[0]!r} is marked as unused"
-    if model.kind == _BPE:
-        seen: dict[float, str] = {}
-        for piece in model.pieces:
-            if piece.type == _NORMAL and len(piece.text) > 1:
-                if piece.score in seen:
-                    yield f"its pieces {seen[piece.score]!r} and {piece.text!r} have the same score {piece.score:g}"
-                seen[piece.score] = piece.text
     if model.kind == _UNIGRAM:
         letters = {text for text in model.texts(_NORMAL) if len(text) == 1}
         for text in model.texts(_NORMAL):
@@ -203,14 +199,31 @@ def _bpe(model: _Model) -> Any:
 
 def _merges(model: _Model) -> list[tuple[str, str]]:
     """Return the pairs that make up each piece, best piece first: SentencePiece merges by the result's score."""
+    return [(left, right) for _, left, right in _scored_merges(model)]
+
+
+def _scored_merges(model: _Model) -> Iterator[tuple[float, str, str]]:
     usable = set(model.texts(_NORMAL))
     ranked = sorted((-piece.score, i, piece.text) for i, piece in enumerate(model.pieces) if piece.type == _NORMAL)
-    return [
-        (text[:cut], text[cut:])
-        for _, _, text in ranked
-        for cut in range(1, len(text))
-        if text[:cut] in usable and text[cut:] in usable
-    ]
+    for score, _, text in ranked:
+        for cut in range(1, len(text)):
+            if text[:cut] in usable and text[cut:] in usable:
+                yield score, text[:cut], text[cut:]
+
+
+def _contested(model: _Model) -> Iterator[str]:
+    """Yield texts in which two merges of the same score want the same piece.
+
+    SentencePiece then takes the one further left, the library the one that comes first in its list.
+    """
+    merges = list(_scored_merges(model))
+    following: dict[tuple[float, str], list[str]] = {}
+    for score, left, right in merges:
+        following.setdefault((score, left), []).append(right)
+    for score, left, middle in merges:
+        for right in following.get((score, middle), ()):
+            if not left == middle == right:
+                yield f"{left}{middle}{right}".replace(SPACE, " ")
 
 
 def _unigram(model: _Model) -> Any:
@@ -275,7 +288,8 @@ def _differences(model: _Model, original: Any, made: Any) -> Iterator[str]:
                 yield f"its piece {piece.text!r} is not what its own merges make of that text"
                 break
     around = [text for symbol in symbols for text in (symbol, f"one{symbol}two {symbol} three{symbol}<0x41>{symbol}")]
-    for text in (*PROBES, *around):
+    contested = itertools.islice(_contested(model), _MOST_CONTESTED) if model.kind == _BPE else ()
+    for text in itertools.chain(PROBES, around, contested):
         wanted, got = original.encode(text), made.encode(text, add_special_tokens=False).ids
         if wanted != got and not _equally_likely(model, wanted, got):
             yield f"{text!r} gives {wanted} there and {got} in tokenizer.json"

@@ -76,7 +76,8 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     if isinstance(extra, dict):  # a model's own names
         values |= extra
         extra = None
-    named = {key: text for key, value in values.items() if (text := _text(value)) is not None}
+    ordered = {key: values[key] for key in (*NAMES, *values) if key in values}  # as transformers adds them
+    named = {key: text for key, value in ordered.items() if (text := _text(value)) is not None}
     unnamed = tuple(text for value in extra or () if (text := _text(value)) is not None)
     special |= declared.keys() & {*named.values(), *unnamed}
     return SpecialTokens(named=named, extra=unnamed, declared=declared, special=special)
@@ -159,9 +160,15 @@ def _vocabulary(document: dict[str, Any]) -> dict[str, int]:
     return {row[0]: number for number, row in enumerate(rows) if isinstance(row, list)}
 
 
-def check_vocabulary(tokenizer: Any, vocab_size: int) -> list[Problem]:
-    """Return a problem if tokenizer.json of a section ``tokenizer`` of kind hf has ids that the model does not know."""
-    largest = largest_token(Path(tokenizer.path), settings=False)
+def check_vocabulary(tokenizer: Any, vocab_size: int, *, settings: bool) -> list[Problem]:
+    """Return a problem if a section ``tokenizer`` of kind hf has ids that the model does not know.
+
+    Args:
+        tokenizer: The section.
+        vocab_size: Of the model.
+        settings: See ``largest_token``; a run of version 0.1 began without this look at the settings, and goes on so.
+    """
+    largest = largest_token(Path(tokenizer.path), settings=settings)
     if largest is None or largest[1] < vocab_size:
         return []
     return [

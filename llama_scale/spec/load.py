@@ -163,18 +163,18 @@ def _check(root: Node, context: PathContext, *, stored: bool) -> tuple[RunSpec |
     problems += [*resolution.problems, *filled.problems]
     problems += check_rules(view, resolution.broken)
     problems += check_uses(view, filled.uses, resolution.broken)
-    problems += _check_tokenizer(filled.sections)
+    problems += _check_tokenizer(filled.sections, stored=stored)
     problems += [] if stored else _check_weights(filled.sections, data)
     return (RunSpec.model_construct(**filled.sections) if not problems else None), problems
 
 
-def _check_tokenizer(sections: Mapping[str, Any]) -> list[Problem]:
+def _check_tokenizer(sections: Mapping[str, Any], *, stored: bool) -> list[Problem]:
     tokenizer, model = sections.get("tokenizer"), sections.get("model")
     with suppress(Absent):  # a value that it follows from is faulty, which is reported already
         if tokenizer is not None and tokenizer.kind == "hf" and model is not None:
             from llama_scale.spec.hf_tokenizer import check_vocabulary  # lazy: only specs that name such a tokenizer
 
-            return check_vocabulary(tokenizer, model.vocab_size)
+            return check_vocabulary(tokenizer, model.vocab_size, settings=not stored)
     return []
 
 

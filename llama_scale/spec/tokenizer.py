@@ -13,7 +13,7 @@ class SentencePieceTokenizer(Section):
     """A SentencePiece model (`llama-scale tokenizer train` writes one)."""
 
     kind: Literal["sentencepiece"]
-    path: PathStr = Field(description="The .model file.")
+    path: PathStr = Field(description="The .model file; the tokenizer_config.json beside it counts.")
 
 
 class HfTokenizer(Section):

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from llama_scale.checkpoint.manifest import load_manifest
 from llama_scale.checkpoint.reader import CheckpointReader
@@ -16,13 +18,17 @@ from llama_scale.convert.forms import export
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.reshard import reshard
 from llama_scale.convert.shards import Layout
+from llama_scale.data.task_tokenizer import TaskTokenizer, starts_texts
 from llama_scale.runs.folder import RunFolder
 from llama_scale.runs.view import look
+from llama_scale.spec.load import load_run_spec
+from llama_scale.train.run_tasks import make_tasks
 from llama_scale.train.task_data_store import PreparedSplit
 from tests.files_of_v0_1 import EXPECTED, FIXTURES, RUNS, copy_files
 from tests.unit.cli.calling import call
 
 CHECKPOINT = "checkpoints/step-00000002"
+INPUTS = FIXTURES / "inputs"
 FORMS = {"hf": "ddp", "merged": "sft", "peft": "sft", "mixture": "mixture", "sentence-transformers": "mixture"}
 
 
@@ -118,3 +124,26 @@ def test_prepared_examples_are_read() -> None:
         rows = [split.row(number) for number in range(len(split))]
         assert sum(len(row.tokens) for row in rows) == split.record.tokens
         assert all(row.weights.any() for row in rows)
+
+
+@pytest.mark.parametrize("name", ["mixture", "sft", "head"])
+def test_examples_that_are_prepared_today_for_an_old_run_equal_its_own(tmp_path: Path, name: str) -> None:
+    root = copy_files(tmp_path, "imported", f"runs/{name}")
+    run = root / "runs" / name
+    folder = run / "examples"
+    spec = load_run_spec(str(run / "spec.yaml"))
+    assert not starts_texts(folder)
+
+    for task in make_tasks(spec, starts_texts=starts_texts(folder)):
+        features = [f for example in task.task.examples("train") for f in task.task.encode(example)]
+        (place,) = folder.glob(f"{task.name}-*/train")
+        kept = np.fromfile(place / "tokens.bin", np.int32)
+        assert np.concatenate([feature.tokens for feature in features]).tolist() == kept.tolist()
+
+
+def test_a_sentencepiece_model_has_the_ids_that_it_was_exported_with() -> None:
+    then, now = AutoTokenizer.from_pretrained(FIXTURES / "exports" / "hf"), TaskTokenizer(INPUTS / "tokenizer.model")
+    for file in sorted(INPUTS.glob("*.jsonl")):
+        text = file.read_text(encoding="utf-8")
+        assert [*now.start_ids, *now.encode(text)] == then(text)["input_ids"]
+    assert (now.eos_id, now.vocab_size) == (then.eos_token_id, len(then))
