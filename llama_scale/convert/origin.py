@@ -213,6 +213,8 @@ def _starts(run: Path | None, spec: RunSpec | None, manifest: Manifest, *, base:
         yield run / ORIGIN
     if spec is not None and spec.model.init_from is not None:
         yield Path(spec.model.init_from)
+    elif manifest.started_from is not None and manifest.started_from.path is not None:
+        yield Path(manifest.started_from.path)  # of a checkpoint that was taken out of its run
     if base is not None:
         yield base
     elif manifest.base is not None and manifest.base.path is not None:
