@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.proof import TOLERANCE
-from llama_scale.convert.reference import load_text_tokenizer
 from llama_scale.convert.verify import verify
+from llama_scale.data.task_tokenizer import TaskTokenizer
 from llama_scale.evaluation.assembled import AssembledModel
 from llama_scale.evaluation.completion import complete
 from tests.engines.smollm2 import NotAvailable, smollm2_folder
@@ -55,7 +55,7 @@ def test_import_export_and_greedy_generation_equal_transformers(smollm2, tmp_pat
     assert all(c.generated and c.generated == c.generated_equal for c in proof.comparisons)
     assert proof.passed
     prompts = ["The capital of France is", "Paris is the capital of"]
-    model, tokenizer = AssembledModel(tmp_path / "out"), load_text_tokenizer(tmp_path / "out")
+    model, tokenizer = AssembledModel(tmp_path / "out"), TaskTokenizer(tmp_path / "out")
     completions = complete(model, tokenizer, prompts, max_new_tokens=4)
     assert completions[0].text.startswith(" Paris")
     peer = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
