@@ -52,8 +52,8 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-test-unit: setup ## tests in one process
-	$(PYTEST) tests/unit
+test-unit: setup ## tests without engines, on two workers
+	$(PYTEST) tests/unit -n 2 --dist worksteal
 
 test-docs: setup ## boundaries, shipped specs, documents, README's commands, the wheel
 	$(PYTEST) tests/test_*.py -m 'not engines'
