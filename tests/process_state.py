@@ -33,13 +33,9 @@ _SCHEDULERS = ("SLURM_", "SBATCH_", "OMPI_", "PMI_", "PMIX_")
 """Beginnings of the names that a job of a cluster's scheduler sets."""
 
 _OWN = {"environment PYTEST_CURRENT_TEST"}
-_BY_IMPORTS = {
-    # DeepSpeed by train/deepspeed_import.py, accelerate, torch's compiler, and what scikit-learn brings.
-    *("environment DS_ACCELERATOR", "environment TORCHDYNAMO_DISABLE", "environment PYTORCH_NVML_BASED_CUDA_CHECK"),
-    *("environment KMP_DUPLICATE_LIB_OK", "environment KMP_INIT_AT_FORK", "environment TORCHINDUCTOR_CACHE_DIR"),
-    "torch",
-}
-"""What appears when a library is imported for the first time; it must not change afterwards."""
+_LIBRARIES = ("TORCH", "PYTORCH", "TRITON", "DS_", "KMP_", "MKL_", "CUDA_")
+"""Beginnings of names that libraries (or train/deepspeed_import.py for them) set when they are first imported. They may
+appear, and must not change afterwards."""
 
 _LIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
@@ -96,9 +92,10 @@ def _status(key: str) -> str:
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
     """Yield what is different, one line each."""
-    for name in sorted({*before, *after} - _OWN - (_BY_IMPORTS - set(before))):
+    imported = ("torch", *(f"environment {beginning}" for beginning in _LIBRARIES))
+    for name in sorted({*before, *after} - _OWN):
         old, new = before.get(name, "(none)"), after.get(name, "(none)")
-        if old != new:
+        if old != new and not (name not in before and name.startswith(imported)):
             lines = [line for line in difflib.ndiff(old.split("\n"), new.split("\n")) if line[0] in "+-"]
             yield f"{name}: {'; '.join(lines)}" if "\n" in old + new else f"{name}: {old} -> {new}"
 

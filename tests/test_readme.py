@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.pages import PAGES, ROOT, Block, blocks
+from tests.tiny_chat_model import write_chat_model
 
 LANGUAGES = ("bash", "console", "yaml", "python", "json", "text")
 WITH_COMMANDS = [page for page in PAGES if any(block.language == "bash" for block in blocks(page))]
@@ -41,6 +42,8 @@ def run(block: Block, folder: Path) -> None:
 def run_page(page: Path, folder: Path, *, engines: bool) -> None:
     """Run a page's blocks, those for the engines only if asked to."""
     shutil.copytree(ROOT / "configs", folder / "configs")
+    if page.name == "finetune.md":
+        write_chat_model(folder / "model")
     for block in blocks(page):
         if block.mark.startswith("write "):
             (folder / block.mark.removeprefix("write ")).write_text(block.text)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_scale.cli.convert_import import import_deepspeed, refuse_deepspeed, show_import
 from llama_scale.cli.convert_output import (
     exported,
     import_adapters,
     need_libraries,
     progress_bar,
-    proven_words,
     render,
+    show,
 )
 from llama_scale.cli.output import emit, emit_json, say
 from llama_scale.cli.source_options import TrustCode
 from llama_scale.errors import ConvertError
 
 if TYPE_CHECKING:
-    from llama_scale.checkpoint.manifest import Manifest
     from llama_scale.convert.shards import Layout
 
 app = typer.Typer(
@@ -110,7 +109,7 @@ def import_(
                 "--peft and --base go with --to alone: the checkpoint is one shard of what was trained; leave --from, "
                 "--spec, the layout, --dtype and --max-ram out"
             )
-        _show_import(import_adapters(peft or [], target, base=base), target, layout=(1, 1), as_json=as_json)
+        show_import(import_adapters(peft or [], target, base=base), target, layout=(1, 1), as_json=as_json)
         return
     if source is None:
         raise ConvertError("nothing to import is named; give --from HF_DIR, or --peft FOLDER with --base CHECKPOINT")
@@ -123,7 +122,7 @@ def import_(
         vocab_pad_multiple=vocab_pad_multiple,
     )
     if spec is None:
-        _refuse_deepspeed(source)
+        refuse_deepspeed(source)
         from llama_scale.convert.import_hf import import_hf  # lazy: keeps torch out of --help
         from llama_scale.convert.import_proof import import_proof
 
@@ -138,62 +137,8 @@ def import_(
                 "--spec does not go with a layout, --dtype or --max-ram: a folder of DeepSpeed becomes one shard, in "
                 "the element type that it has; cut that with `llama-scale convert reshard`"
             )
-        manifest = _import_deepspeed(source, target, spec=spec)
-    _show_import(manifest, target, layout=(tensor, pipeline), as_json=as_json, from_hf=spec is None)
-
-
-def _show_import(
-    manifest: Manifest, target: Path, *, layout: tuple[int, int], as_json: bool, from_hf: bool = False
-) -> None:
-    from llama_scale.convert.folders import REPORT, read_json
-
-    proven = (read_json(target / REPORT) or {}).get("verify") if from_hf else None
-    result = {
-        "checkpoint": str(target),
-        "parameters": sum(math.prod(entry.shape) for entry in manifest.tensors["model"].values()),
-        "bytes": manifest.total_bytes,
-        "shards": len(manifest.shards),
-        "tensor": layout[0],
-        "pipeline": layout[1],
-        "parameter_digest": manifest.parameter_digest,
-        "verify": proven,
-    }
-    text = f"{target}: {result['parameters']:,} parameters in {len(manifest.shards)} shards, "
-    text += f"tensor={layout[0]} x pipeline={layout[1]}"
-    text += "; " + proven_words(proven, against="transformers'") if from_hf else ""
-    _show(result, as_json=as_json, text=text)
-    if proven is not None and proven["note"]:
-        say(f"note: {proven['note']}")
-
-
-def _refuse_deepspeed(source: Path) -> None:
-    """Say what is missing where somebody gives a folder of DeepSpeed for one of Hugging Face."""
-    from llama_scale.convert.folders import deepspeed_folder
-
-    if source.is_dir() and not (source / "config.json").is_file() and deepspeed_folder(source) is not None:
-        raise ConvertError(
-            f"{source} is a checkpoint in DeepSpeed's own format, which does not say what model it holds; add "
-            "--spec SPEC with the spec that it was trained with"
-        )
-
-
-def _import_deepspeed(source: Path, target: Path, *, spec: Path) -> Manifest:
-    """Make a checkpoint of a folder that DeepSpeed has saved."""
-    from llama_scale.convert.deepspeed_folder import import_deepspeed
-    from llama_scale.convert.origin import origin_of_spec
-    from llama_scale.plan.run_plan import make_plan
-    from llama_scale.spec.length import any_length
-    from llama_scale.spec.load import load_spec
-
-    loaded = load_spec(spec)
-    plan = make_plan(any_length(loaded))
-    return import_deepspeed(
-        source,
-        target,
-        shape=plan.shape,
-        vocab_pad_multiple=plan.vocab_pad_multiple,
-        origin=origin_of_spec(loaded),
-    )
+        manifest = import_deepspeed(source, target, spec=spec)
+    show_import(manifest, target, layout=(tensor, pipeline), as_json=as_json, from_hf=spec is None)
 
 
 class _Form(StrEnum):
@@ -268,7 +213,7 @@ def export(
 
         say(f"note: {lost_with(report['origin_missing'])}")
     result, text = exported(report, target=target, checkpoint=checkpoint)
-    _show(result, as_json=as_json, text=text)
+    show(result, as_json=as_json, text=text)
 
 
 @app.command()
@@ -354,7 +299,7 @@ def reshard(
         "parameter_digest": manifest.parameter_digest,
     }
     text = f"{target}: step {manifest.step} in {len(manifest.shards)} shards, tensor={tensor} x pipeline={pipeline}"
-    _show(result, as_json=as_json, text=text)
+    show(result, as_json=as_json, text=text)
 
 
 def parse_size(text: str, *, option: str) -> int:
@@ -398,10 +343,3 @@ def _layout(
         stage_layers=counts,
         vocab_pad_multiple=vocab_pad_multiple,
     )
-
-
-def _show(result: dict[str, Any], *, as_json: bool, text: str) -> None:
-    if as_json:
-        emit_json(result)
-    else:
-        emit(text)

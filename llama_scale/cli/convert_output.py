@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_scale.cli.output import emit, emit_json
 from llama_scale.errors import ConvertError
 from llama_scale.libraries import missing_message
 
@@ -145,3 +146,11 @@ def progress_bar() -> Iterator[_Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield _Bar(progress)
+
+
+def show(result: dict[str, Any], *, as_json: bool, text: str) -> None:
+    """Print a result, as JSON or in words."""
+    if as_json:
+        emit_json(result)
+    else:
+        emit(text)

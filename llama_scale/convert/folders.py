@@ -89,6 +89,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     # Absolute, because "x" and "x/." have other parents.
     target = Path(os.path.abspath(target))  # noqa: PTH100 - Path.absolute keeps ".."
     tmp = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    new_parents = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         tmp.mkdir()
@@ -102,6 +103,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise ConvertError(f"cannot write {target}: {error.strerror or error}; nothing was left there") from error
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+        for parent in new_parents:  # those that are empty: the target is not there
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def check_space(folder: Path, *, needed: int) -> None:

@@ -155,7 +155,7 @@ def _of_checkpoint(
 ) -> Origin:
     """See ``origin_of``; ``behind``: the checkpoints that were made of this one, ``is_start``: whether another was."""
     manifest = load_manifest(checkpoint)
-    found = _of_folder(checkpoint / ORIGIN)
+    found = _of_folder(checkpoint / ORIGIN, with_tokenizer=asked is None)
     if found is None:
         run = run_of(checkpoint)
         spec, fault = (None, None) if run is None else _spec_of(run, is_start=is_start)
@@ -200,11 +200,11 @@ def _trained(found: Origin, tasks: Iterable[Task]) -> Origin:
     return found.and_stops([_end_of_text(found.tokenizer), *_ends_of_turns(tasks, found.tokenizer)])
 
 
-def _of_folder(folder: Path) -> Origin | None:
+def _of_folder(folder: Path, *, with_tokenizer: bool = True) -> Origin | None:
     """Return what a Hugging Face folder, or one that ``write_origin`` wrote, holds besides weights; None: nothing."""
     config, generation, kept = (read_json(folder / name) for name in (CONFIG, GENERATION_CONFIG, _RECORD))
     tokenizer: Path | None = folder if has_tokenizer(folder) else folder / _SENTENCEPIECE
-    if tokenizer is not None and not tokenizer.exists():
+    if tokenizer is not None and not (with_tokenizer and tokenizer.exists()):
         tokenizer = None
     if config is None and generation is None and kept is None and tokenizer is None:
         return None
@@ -222,6 +222,8 @@ def _starts(run: Path | None, spec: RunSpec | None, manifest: Manifest, *, base:
         yield run / ORIGIN
     if spec is not None and spec.model.init_from is not None:
         yield Path(spec.model.init_from)
+    elif manifest.started_from is not None and manifest.started_from.path is not None:
+        yield Path(manifest.started_from.path)  # of a checkpoint that was taken out of its run
     if base is not None:
         yield base
     elif manifest.base is not None and manifest.base.path is not None:

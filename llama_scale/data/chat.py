@@ -183,7 +183,8 @@ def _sources(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     if not sources:
         raise DataError(
             f"the tokenizer {folder} has no chat template (chat_template.jinja, or chat_template in "
-            "tokenizer_config.json); use the tokenizer of an instruct model, or a task with chat: false"
+            "tokenizer_config.json); use the tokenizer of an instruct model, or write such a model's template into "
+            "chat_template.jinja of the folder; a task other than sft can do without: chat: false"
         )
     return sources
 

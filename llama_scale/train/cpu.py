@@ -36,6 +36,11 @@ def adapt() -> None:
     schedules.torch = _TorchOnCpu()
 
 
+def model_device() -> torch.device:
+    """Return the device that Megatron-Core makes weights on: this rank's CUDA device, or the CPU if it has none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 class _NoStream:
     """Stand for a CUDA stream where all work is done when a call returns."""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from llama_scale.train.deepspeed_import import PipelineModule, PipeModelDataParallelTopology, quiet
@@ -23,19 +24,42 @@ if TYPE_CHECKING:
 
 
 class _Stage(nn.Module):
-    """Call a model chunk with what the previous stage sent; masks and positions come from the batch at hand."""
+    """Call a model chunk with what the previous stage sent; masks and positions come from the batch at hand.
 
-    def __init__(self, chunk: LlamaModel) -> None:
+    A mixture repeats the rows of its tasks, not those of other heads, so that micro-batches differ in rows behind the
+    first adapted layer. DeepSpeed sends tensors of one shape only: they are padded to the most rows of the batch.
+    """
+
+    def __init__(self, chunk: LlamaModel, *, repeated: bool) -> None:
+        """Hold a chunk.
+
+        Args:
+            chunk: The stage's chunk.
+            repeated: Whether the stage before sends a mixture's rows once for every adapter.
+        """
         super().__init__()
         self.chunk = chunk
+        self.repeated = repeated
         self.batches: Iterator[MicroBatch] = iter(())
+        self.most = 0
 
     def forward(self, received: torch.Tensor) -> torch.Tensor:
         # Both of DeepSpeed's schedules run a stage's forward passes in the order of the micro-batches.
         batch = next(self.batches)
         if not self.chunk.pre_process:
-            self.chunk.set_input_tensor(received)
-        return self.chunk(batch)
+            rows = self.rows(batch, training=self.training) if self.repeated else batch["tokens"].shape[0]
+            self.chunk.set_input_tensor(received[:, :rows])
+        output = self.chunk(batch)
+        if self.chunk.post_process:
+            return output
+        return F.pad(output, (0, 0, 0, self.most - output.shape[1]))
+
+    def rows(self, micro: MicroBatch, *, training: bool) -> int:
+        """Return the rows of a micro-batch behind the first adapted layer of a mixture."""
+        mixture, rows = self.chunk.mixture_rows, micro["tokens"].shape[0]
+        if mixture is None:
+            return rows
+        return mixture.layout(micro.get("routes", ()), rows=rows, training=training).rows[-1].stop
 
 
 class StagePipeline(PipelineModule):
@@ -49,12 +73,13 @@ class StagePipeline(PipelineModule):
 
     def __init__(self, chunk: LlamaModel, plan: RunPlan, coordinates: Coordinates) -> None:
         topology = plan.topology
-        stage = _Stage(chunk)
+        before = sum(len(part.layers) for parts in plan.stages[: coordinates.pp_rank] for part in parts)
+        adapted = [p.layer for p in plan.extra if p.owner.startswith("adapter:") and p.layer is not None]
+        stage = _Stage(chunk, repeated=any(layer < before for layer in adapted))
         stage.fillers = _fillers(chunk)
         places: list[nn.Module] = [nn.Identity() for _ in range(topology.pp_size)]
         places[coordinates.pp_rank] = stage
         self._scale = 1.0
-        self._rows_sent = 0
         mesh = PipeModelDataParallelTopology(num_pp=topology.pp_size, num_mp=topology.tp_size, num_dp=topology.dp_size)
         with quiet():
             super().__init__(layers=places, topology=mesh, loss_fn=self._scaled, partition_method="uniform")
@@ -81,20 +106,13 @@ class StagePipeline(PipelineModule):
         return float(loss)
 
     def _load(self, engine: Any, batch: MicroBatches, *, scale: float, training: bool) -> None:
-        rows = self._rows(batch[0], training=training)
-        if rows != self._rows_sent:
+        most = max(self.stage.rows(micro, training=training) for micro in batch)
+        if most != self.stage.most:
             # DeepSpeed keeps the shape that it has seen first.
             engine.reset_activation_shape()
-        self._rows_sent = rows
+        self.stage.most = most
         self.stage.batches = iter(batch)
         self._scale = scale
-
-    def _rows(self, micro: MicroBatch, *, training: bool) -> int:
-        """Return the rows that go from stage to stage: evaluation has those of a mixture once for every adapter."""
-        mixture, rows = self.stage.chunk.mixture_rows, micro["tokens"].shape[0]
-        if mixture is None:
-            return rows
-        return mixture.layout(micro.get("routes", ()), rows=rows, training=training).rows[-1].stop
 
     def _scaled(self, loss_sum: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
         return loss_sum * self._scale

@@ -79,7 +79,8 @@ class LlamaModel(GPTModel):
         )
         self.shape = shape
         self.rows = _vocabulary_rows(shape.vocab_size, padded_vocab)
-        self.inverse_frequencies = inverse_frequencies(shape)
+        # No buffer: engines cast those to the weights' format. On the device, so that no step waits for a copy.
+        self.inverse_frequencies = inverse_frequencies(shape).to(cpu.model_device())
         self.anchor: torch.nn.Parameter | None
         self.register_parameter(ANCHOR, None)
         self.adapter_numbers = {name: number for number, name in enumerate(adapters)}

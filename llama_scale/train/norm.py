@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llama_scale.train import cpu
 from llama_scale.train.versions import TransformerConfig
 
 
@@ -52,7 +53,7 @@ class RMSNorm(nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=cpu.model_device()))
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x_SBH: torch.Tensor) -> torch.Tensor:

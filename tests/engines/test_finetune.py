@@ -13,7 +13,10 @@ from llama_scale.resources import data_dir
 from tests.live_runs import run_cli
 from tests.tiny_chat_model import write_chat_model
 
-pytestmark = pytest.mark.engines
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 CONFIGS = data_dir("configs") / "finetune"
 QUESTIONS = ("What does a membership cost?", "Where is the workshop?")
@@ -84,7 +87,7 @@ def test_adapter_answers_here_and_under_peft(site: Path) -> None:
     found = answers(run)
 
     assert [answer["text"] for answer in found] == taught(site)
-    done = run_cli("convert", "export", "--from", run, "--to", site / "adapter", "--as", "peft")
+    done = run_cli("convert", "export", "--from", run, "--to", site / "adapter", "--as", "peft", "--no-verify")
     assert done.returncode == 0, done.stderr
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -99,7 +102,7 @@ def test_adapter_answers_here_and_under_peft(site: Path) -> None:
 def test_whole_model_answers_here_and_under_transformers(site: Path) -> None:
     run = launch(site, "smollm2-135m-chat-full.yaml", epochs=60, rate="3e-3")
 
-    done = run_cli("convert", "export", "--from", run, "--to", site / "full")
+    done = run_cli("convert", "export", "--from", run, "--to", site / "full", "--no-verify")
 
     assert done.returncode == 0, done.stderr
     from transformers import AutoModelForCausalLM

@@ -56,14 +56,15 @@ def test_each_task_trains_its_adapter_and_the_weights(folder: Path, tmp_path_fac
     assert expected["losses"][0].keys() == expected["validation"].keys() == {"sum", "search", "qa"}
 
 
-def test_deepspeed_pipeline_evaluates_tasks_inside_and_outside_the_mixture(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("weights", ["prior", "gate"])
+def test_deepspeed_pipeline_has_tasks_inside_and_outside_the_mixture(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, weights: str
 ) -> None:
-    # Evaluation sends a mixture's rows from stage to stage once for every adapter, rows of other heads once.
-    [expected] = run_ranks(1, train_tasks, per_task(folder, weights="prior"), tmp_path_factory.mktemp("one"), steps=1)
-    case = per_task(folder, weights="prior", pp=2, engine={"kind": "deepspeed", "zero": 1})
+    # A gate and an evaluation repeat a mixture's rows, those of other heads they do not: micro-batches differ in rows.
+    [expected] = run_ranks(1, train_tasks, per_task(folder, weights=weights), tmp_path_factory.mktemp("one"), steps=2)
+    case = per_task(folder, weights=weights, pp=2, engine={"kind": "deepspeed", "zero": 1})
 
-    check(run_ranks(2, train_tasks, case, tmp_path_factory.mktemp("many"), steps=1), expected)
+    check(run_ranks(2, train_tasks, case, tmp_path_factory.mktemp("many"), steps=2), expected)
 
 
 def test_tasks_train_all_adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -33,7 +33,7 @@ def write_folder(
     *,
     config: dict[str, Any] | None = None,
     generation: dict[str, Any] | None = None,
-    eos: str = SPECIAL[TEXT_END],
+    eos: str | None = SPECIAL[TEXT_END],
     following: dict[int, int] | None = None,
 ) -> Path:
     """Write a Hugging Face folder whose stop tokens are in any of its files.
@@ -42,13 +42,17 @@ def write_folder(
         folder: New folder.
         config: Settings of config.json.
         generation: generation_config.json; None: no such file.
-        eos: The tokenizer's EOS.
+        eos: The tokenizer's EOS; None: it names none.
         following: The model writes these tokens behind those, and behind the others the one with the next id.
     """
     shape = {"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 128}
     made = Tiny(config=shape | {"eos_token_id": None} | (config or {}))
     made.write(folder)
-    write_tokenizer(folder, vocab_size=VOCAB, special=SPECIAL, eos=eos)
+    write_tokenizer(folder, vocab_size=VOCAB, special=SPECIAL, eos=eos or SPECIAL[TEXT_END])
+    if eos is None:
+        settings = read(folder, "tokenizer_config.json")
+        del settings["eos_token"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     if following is not None:

@@ -207,6 +207,21 @@ def test_new_folder_under_a_file_is_refused(tmp_path):
         pass
 
 
+def test_parents_of_a_failed_import_are_removed_and_others_are_not(tmp_path):
+    source = Tiny().write(tmp_path / "hf")
+    (tmp_path / "there").mkdir()
+
+    def proof(folder: Path) -> dict[str, object]:
+        assert folder.is_dir()
+        raise ConvertError("it differs")
+
+    with pytest.raises(ConvertError, match="it differs"):
+        import_hf(source, tmp_path / "there" / "new" / "newer" / "ck", layout=Layout(), proof=proof)
+    assert sorted(p.name for p in tmp_path.rglob("*") if source not in p.parents) == ["hf", "there"]
+    import_hf(source, tmp_path / "there" / "new" / "ck", layout=Layout())
+    assert (tmp_path / "there" / "new" / "ck" / "manifest.json").is_file()
+
+
 def test_damaged_checkpoint_is_named(tmp_path):
     source = Tiny().write(tmp_path / "hf")
     import_hf(source, tmp_path / "ck", layout=Layout(tp_size=2))

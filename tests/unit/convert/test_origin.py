@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.models import stop_ids
 from llama_scale.convert.peft import export_peft
 from llama_scale.convert.shards import Layout
+from llama_scale.convert.tokenizer import write_tokenizer as copy_tokenizer
 from llama_scale.convert.turn_end import turn_end
 from llama_scale.errors import ConvertError
 from tests.task_tokenizer import CHATML, write_tokenizer
@@ -51,7 +53,7 @@ UNIONS = {
     "config-first": (9, {"eos_token_id": OTHER}, "<|end|>", False, [9, OTHER, TEXT_END]),
     "only-config": (TURN_END, None, "<|im_end|>", True, [TURN_END]),
     "untrained": (TEXT_END, {"eos_token_id": TEXT_END}, "<|end|>", False, [TEXT_END]),
-    "no-id-anywhere": (None, {"do_sample": False}, "none", True, [TURN_END]),
+    "no-id-anywhere": (None, {"do_sample": False}, None, True, [TURN_END]),
 }
 
 
@@ -160,6 +162,10 @@ def test_every_key_of_an_origin_comes_back(line, config, sampling, own, in_confi
         assert ({"do_sample": True} | sampling | own).items() <= read(out, "generation_config.json").items()
 
 
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def test_what_is_no_token_id_is_refused(tmp_path):
     ck = imported(tmp_path, generation={"eos_token_id": "</s>"})
     with pytest.raises(ConvertError, match="eos_token_id is '</s>', not a token's id or a list of ids"):
@@ -172,26 +178,32 @@ def test_settings_that_transformers_refuses_are_named(tmp_path):
         export_hf(ck, tmp_path / "out")
 
 
-def test_a_damaged_tokenizer_is_named(tmp_path):
-    ck = imported(tmp_path)
-    (ck / "hf" / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConvertError, match=r"tokenizer cannot be used: .*tokenizer\.json is no Hugging Face tokenizer"):
-        export_hf(ck, tmp_path / "out")
-
-
 def test_code_and_paths_stay_behind(tmp_path):
     names = {"auto_map": {"AutoModelForCausalLM": "own.Model"}, "quantization_config": {"bits": 4}}
     ck = imported(tmp_path, config=EXTRA | {"transformers_weights": "adapter_model.bin", "_commit_hash": "1"})
-    kept = ck / "hf" / "config.json"
-    kept.write_text(json.dumps(json.loads(kept.read_text()) | names))
-    settings_file = ck / "hf" / "tokenizer_config.json"
-    own = {"auto_map": {"AutoTokenizer": [None, "own.Tok"]}, "tokenizer_class": "Tok", "name_or_path": "/home/me/x"}
-    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | own))
+    change(ck / "hf" / "config.json", **names)
+    change(ck / "hf" / "tokenizer_config.json", name_or_path="/home/me/x")
     out = exported(ck, tmp_path / "out")
     gone = {"auto_map", "quantization_config", "_name_or_path", "transformers_weights", "_commit_hash"}
     assert not gone & read(out, "config.json").keys()
     assert "/home" not in "".join(path.read_text() for path in out.glob("*config*.json"))
-    assert AutoTokenizer.from_pretrained(out).chat_template == CHATML  # without a question
+
+
+def test_a_tokenizers_code_stays_behind(tmp_path):
+    source = write_folder(tmp_path / "source")
+    change(source / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "own.Tok"]}, tokenizer_class="Tok")
+    (tmp_path / "out").mkdir()
+    copy_tokenizer(source, tmp_path / "out", vocab_size=VOCAB)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == CHATML  # without a question
+
+
+def test_a_tokenizer_that_is_named_stands_in_for_a_damaged_one(tmp_path):
+    ck = imported(tmp_path, config={"eos_token_id": 9})
+    (ck / "hf" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConvertError, match=r"tokenizer cannot be used: .*tokenizer\.json is no Hugging Face tokenizer"):
+        export_hf(ck, tmp_path / "out")
+    export_hf(ck, tmp_path / "out", tokenizer=tmp_path / "source")
+    assert stops_of(tmp_path / "out") == [9, TEXT_END]
 
 
 def test_templates_in_folders_of_their_own_come_along(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -97,6 +98,19 @@ def test_a_hugging_face_folder_may_be_the_start(tmp_path):
     assert stops_of(exported(run, tmp_path / "out")) == [9, TEXT_END]
     found = origin_of_spec(load_spec(tmp_path / "run" / "spec.yaml"))
     assert (found.stop_ids, found.generation_config) == ((9, TEXT_END), GENERATION | {"eos_token_id": [9]})
+
+
+def test_a_checkpoint_that_left_its_run_knows_its_start(tmp_path):
+    ck = imported(tmp_path, generation=GENERATION | {"eos_token_id": [9]})
+    run = make_run(tmp_path / "run", ck, init_from=ck, tokenizer=tmp_path / "source", tasks=(CHAT,))
+    shutil.move(run, tmp_path / "alone")
+    shutil.rmtree(tmp_path / "run")
+    manifest = read(tmp_path / "alone", "manifest.json")
+    manifest["started_from"] = {"kind": "folder", "name": "mine", "path": str(tmp_path / "source"), "digest": "0" * 64}
+    (tmp_path / "alone" / "manifest.json").write_text(json.dumps(manifest))
+    out = exported(tmp_path / "alone", tmp_path / "out")
+    assert stops_of(out) == [9, TEXT_END, TURN_END]
+    assert settings_of(out) == settings_of(tmp_path / "source")
 
 
 def test_a_resharded_checkpoint_has_what_came_with_the_run(tmp_path):

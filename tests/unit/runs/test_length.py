@@ -9,8 +9,10 @@ import pytest
 
 from llama_scale.errors import LaunchError, SpecError
 from llama_scale.spec.load import load_spec
+from llama_scale.train import count_rows
 from llama_scale.train.data import Samples
 from tests.live_runs import write_spec, write_tokens
+from tests.task_tokenizer import write_tokenizer
 from tests.unit.cli.calling import call
 from tests.unit.spec.test_length import epochs_text
 
@@ -79,3 +81,49 @@ def test_doctor_needs_no_length(tmp_path: Path, capsys: pytest.CaptureFixture[st
     except LaunchError as error:  # what the machine lacks
         assert "check" in str(error)
     assert "findings" in json.loads(capsys.readouterr().out)
+
+
+def tasks_spec(folder: Path) -> Path:
+    """Write a spec of two tasks, one of them without weight, and their files."""
+    write_tokenizer(folder / "tokenizer")
+    rows = [{"split": "train", "document": "one two", "summary": "one"}] * 30
+    (folder / "sum.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = "data: {kind: split_field, path: sum.jsonl}"
+    text = epochs_text("2").replace("data: {kind: indexed, blend: [{path: tokens}], seq_length: 16}", "")
+    text = text.replace("vocab_size: 101", "vocab_size: 512")
+    return write_spec(
+        folder,
+        text=text + "data: {kind: tasks, seq_length: 128}\ntokenizer: {kind: hf, path: tokenizer}\n"
+        f"tasks: [{{name: a, kind: summarization, options: {{{data}}}}},\n"
+        f"  {{name: b, kind: summarization, weight: 0, options: {{{data}}}}}]\n",
+    )
+
+
+def test_rows_of_tasks_are_counted_after_packing_and_made_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tasks_spec(tmp_path)
+
+    def count(*arguments: str | Path) -> dict[str, int]:
+        assert count_rows.main([str(argument) for argument in (spec, *arguments)]) == 0
+        rows: dict[str, int] = json.loads(capsys.readouterr().out)["rows"]
+        return rows
+
+    packed = count("--examples", tmp_path / "first")
+    assert packed.keys() == {"a"} and 1 < packed["a"] < 30
+    made = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.bin"))
+    assert made
+    (tmp_path / "sum.jsonl").write_text("no longer read")
+    assert count("--examples", tmp_path / "second", "--known", tmp_path / "first") == packed
+    assert not (tmp_path / "second").exists()
+    assert count_rows.main([str(spec), "--examples", str(tmp_path / "third")]) == 5
+    assert "sum.jsonl:1" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_machine_without_torch_is_told_the_way_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_scale.libraries.missing_libraries", lambda *names: [n for n in names if n == "torch"])
+
+    with pytest.raises(
+        LaunchError, match=r"counting the rows of tasks needs torch, not installed here: pip install .*N$"
+    ):
+        call("plan", tasks_spec(tmp_path))
