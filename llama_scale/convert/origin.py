@@ -28,6 +28,7 @@ from llama_scale.convert.folders import (
 )
 from llama_scale.convert.hf_config import CONFIG, GENERATION_CONFIG, named_stops
 from llama_scale.convert.turn_end import turn_end
+from llama_scale.data.sentencepiece_folder import read_sentencepiece
 from llama_scale.data.tokenizer import load_tokenizer
 from llama_scale.errors import CheckpointError, ConvertError, DataError, SpecError
 from llama_scale.spec.adapters import Task
@@ -125,15 +126,23 @@ def write_origin(origin: Origin, folder: Path) -> None:
     if tokenizer is not None and tokenizer.is_dir():
         copy_small_files(tokenizer, folder, configs=False)
     elif tokenizer is not None:
-        shutil.copyfile(tokenizer, folder / _SENTENCEPIECE)
-        copy_templates(tokenizer.parent, folder)
-        for name in _BESIDE_SENTENCEPIECE:
-            if (tokenizer.parent / name).is_file():
-                shutil.copyfile(tokenizer.parent / name, folder / name)
+        _keep_sentencepiece(tokenizer, folder)
     for name, config in ((CONFIG, origin.config), (GENERATION_CONFIG, origin.generation_config)):
         if config is not None:
             write_json(folder / name, config)
     write_json(folder / _RECORD, {"stop_ids": origin.stop_ids, "missing": origin.missing})
+
+
+def _keep_sentencepiece(model: Path, folder: Path) -> None:
+    """Write a SentencePiece model as the tokenizer that was trained with; one that cannot be converted, as it is."""
+    try:
+        read_sentencepiece(model).write(folder)
+    except DataError:
+        shutil.copyfile(model, folder / _SENTENCEPIECE)
+        copy_templates(model.parent, folder)
+        for name in _BESIDE_SENTENCEPIECE:
+            if (model.parent / name).is_file():
+                shutil.copyfile(model.parent / name, folder / name)
 
 
 def _of_checkpoint(

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_scale.data.sentencepiece_json import control_tokens, fast_tokenizer, load_sentencepiece, pieces
+from llama_scale.data.sentencepiece_equality import fast_tokenizer
+from llama_scale.data.sentencepiece_model import CONTROL, UNKNOWN, load_sentencepiece, read_model
 from llama_scale.errors import DataError
 from llama_scale.spec.hf_tokenizer import SpecialTokens, read_settings, read_special_tokens
 
@@ -88,12 +89,14 @@ def read_sentencepiece(model: Path) -> SentencePieceFolder:
     Raises:
         DataError: The model cannot be converted with equal ids, or the files beside it contradict it.
     """
-    library = fast_tokenizer(model)
     try:
         settings = read_settings(model.parent / "tokenizer_config.json")
         tokens = read_special_tokens(model.parent)
     except ValueError as error:
         raise DataError(f"{error}; it lies beside the tokenizer {model} and belongs to it") from error
+    # As transformers decides it: LlamaTokenizer puts the space before the whole text, unless it is to be "legacy".
+    is_llama = str(settings.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    library = fast_tokenizer(model, prefix_once=not settings.get("legacy", not is_llama))
     named = {**_own_names(model, settings), **tokens.named}
     _add_tokens(library, model, {*named.values(), *tokens.extra, *tokens.special}, tokens)
     _surround(library, model, named, settings)
@@ -134,12 +137,17 @@ def _add_tokens(made: Any, model: Path, special: set[str], tokens: SpecialTokens
     """
     from tokenizers import AddedToken
 
-    there, control = set(pieces(model)), set(control_tokens(model))
+    read = read_model(model)
+    there, control = {piece.text for piece in read.pieces}, set(read.texts(CONTROL, UNKNOWN))
+    padding = tokens.named.get("pad_token")
     for token in dict.fromkeys(tokens.added()):
-        if token in special - control:
-            made.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        flags = dict.fromkeys(tokens.flags.get(token, ()), True)
+        if token == padding and token not in there | tokens.declared.keys():
+            continue  # no text has it; transformers adds it behind the vocabulary
+        if token in special and (token not in control or flags):
+            made.add_special_tokens([AddedToken(token, special=True, normalized=False, **flags)])
         elif token not in there:
-            made.add_tokens([AddedToken(token, normalized=False)])
+            made.add_tokens([AddedToken(token, normalized=False, **flags)])
     for token, number in tokens.declared.items():
         if made.token_to_id(token) != number:
             raise DataError(
@@ -164,11 +172,11 @@ def _surround(made: Any, model: Path, named: dict[str, str], settings: dict[str,
             f"tokenizer_config.json beside the tokenizer {model} says add_{missing[0]}_token: true, and there is no "
             f"{missing[0]}_token; name one there"
         )
-    begin, end = (named[f"{name}_token"] if wanted else "" for name, wanted in asked.items())
+    begin, end = ([named[f"{name}_token"]] if wanted else [] for name, wanted in asked.items())
     if begin or end:
-        single = f"{begin}:0 $A:0 {end}:0" if begin and end else f"{begin}:0 $A:0" if begin else f"$A:0 {end}:0"
+        single = [*begin, "$A", *end]
         made.post_processor = processors.TemplateProcessing(
             single=single,
-            pair=f"{single} {single.replace('$A', '$B').replace(':0', ':1')}",
-            special_tokens=[(token, made.token_to_id(token)) for token in {begin, end} if token],
+            pair=[*single, *(f"{part}:1" for part in (*begin, "$B", *end))],
+            special_tokens=[(token, made.token_to_id(token)) for token in {*begin, *end}],
         )

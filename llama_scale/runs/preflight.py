@@ -127,7 +127,7 @@ def _sentencepiece_size(path: Path, *, begins: bool) -> int:
     if fault := missing_message(f"reading {path} needs", "sentencepiece", "tokenizers"):
         raise LaunchError(fault)
     from llama_scale.data.sentencepiece_folder import read_sentencepiece
-    from llama_scale.data.sentencepiece_json import load_sentencepiece
+    from llama_scale.data.sentencepiece_model import load_sentencepiece
 
     if not begins:
         return int(load_sentencepiece(path).vocab_size())

@@ -21,6 +21,7 @@ from llama_scale.errors import Problem
 _MAX_BYTES = 256 * 1024 * 1024
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that every tokenizer of transformers may have, by their keys in tokenizer_config.json."""
+_FLAGS = ("lstrip", "rstrip", "single_word")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +33,15 @@ class SpecialTokens:
         extra: Special tokens without a name, in the files' order.
         declared: Tokens that the files give an id to, in the order of the ids.
         special: Those of ``declared`` that the files call special.
+        flags: Token -> what is said of it of ``lstrip``, ``rstrip`` (it takes the white space beside it) and
+            ``single_word``.
     """
 
     named: Mapping[str, str]
     extra: tuple[str, ...] = ()
     declared: Mapping[str, int]
     special: frozenset[str] = frozenset()
+    flags: Mapping[str, tuple[str, ...]]
 
     def added(self) -> Iterator[str]:
         """Yield all tokens in the order in which transformers adds those that tokenizer.json does not have."""
@@ -66,6 +70,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
         rows = sorted((int(number), token) for number, token in decoder.items() if isinstance(token, dict))
         declared = {str(token["content"]): number for number, token in rows}
         special = frozenset(str(token["content"]) for _, token in rows if token.get("special"))
+        flags = {str(token["content"]): tuple(flag for flag in _FLAGS if token.get(flag)) for _, token in rows}
     else:
         older = read_settings(folder / "special_tokens_map.json")
         extra = older.get("extra_special_tokens") or older.get("additional_special_tokens") or extra
@@ -73,6 +78,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
         added = read_settings(folder / "added_tokens.json")
         declared = {str(token): int(number) for token, number in sorted(added.items(), key=lambda row: row[1])}
         special = frozenset()
+        flags = {}
     if isinstance(extra, dict):  # a model's own names
         values |= extra
         extra = None
@@ -80,7 +86,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     named = {key: text for key, value in ordered.items() if (text := _text(value)) is not None}
     unnamed = tuple(text for value in extra or () if (text := _text(value)) is not None)
     special |= declared.keys() & {*named.values(), *unnamed}
-    return SpecialTokens(named=named, extra=unnamed, declared=declared, special=special)
+    return SpecialTokens(named=named, extra=unnamed, declared=declared, special=special, flags=flags)
 
 
 def read_settings(file: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 
 from llama_scale.checkpoint.manifest import StartRecord
 from llama_scale.errors import LaunchError
@@ -77,6 +78,28 @@ def test_tokenizers_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(b"no protobuf")
     with pytest.raises(LaunchError, match=r"x.model is no SentencePiece model, or is damaged"):
         check_inputs(_spec(tmp_path, f"tokenizer={{kind: sentencepiece, path: {tmp_path}/x.model}}"))
+
+
+def test_a_sentencepiece_model_is_converted_before_a_run_begins(tmp_path: Path) -> None:
+    words, pieces = tmp_path / "words", tmp_path / "pieces"
+    for prefix, kind in ((words, "word"), (pieces, "bpe")):
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(["aa ab ba bb abab"] * 9),
+            model_prefix=str(prefix),
+            model_type=kind,
+            vocab_size=12,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    sections = {path: f"tokenizer={{kind: sentencepiece, path: {path}.model}}" for path in (words, pieces)}
+    with pytest.raises(LaunchError, match=r"words\.model cannot be converted with equal ids: it is neither a BPE nor"):
+        check_inputs(_spec(tmp_path, sections[words]))
+    check_inputs(_spec(tmp_path, sections[words]), warm_start=False)  # a run of 0.1 goes on
+    check_inputs(_spec(tmp_path, sections[pieces]))
+    added = {str(100 + n): {"content": f"<{n}>"} for n in range(2)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(LaunchError, match=r"say that '<0>' has the id 100, and it would get \d+"):
+        check_inputs(_spec(tmp_path, sections[pieces]))
 
 
 def test_warm_start_needs_a_complete_checkpoint(tmp_path: Path) -> None:
