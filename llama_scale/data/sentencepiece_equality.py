@@ -129,6 +129,8 @@ def _equally_likely(model: SentencePieceModel, one: list[int], other: list[int])
     """Tell whether two ways to cut a text have the same likelihood under a Unigram model."""
     if model.kind != UNIGRAM:
         return False
+    if sorted(one) == sorted(other):  # also where the unknown piece stands for different characters
+        return True
     spelled = [[model.pieces[number] for number in ids] for ids in (one, other)]
     texts = ["".join(piece.text for piece in parts) for parts in spelled]
     first, second = (sum(piece.score for piece in parts) for parts in spelled)

@@ -73,10 +73,11 @@ def build(model: SentencePieceModel, *, prefix_once: bool = False) -> Any:
         parts.append(pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False))
     symbols = sorted(model.texts(USER_DEFINED), key=len, reverse=True)
     if symbols and model.kind == BPE:  # under Unigram they are pieces like others, with a score of their own
-        whole = "|".join(re.escape(symbol.replace(" ", SPACE)) for symbol in symbols)
+        # One with a space in it is never found: the text has SPACE there by now.
+        whole = "|".join(map(re.escape, symbols))
         parts.append(pre_tokenizers.Split(Regex(whole), behavior="isolated"))
-        # A part that spells a byte's name must not be taken for that byte's piece.
-        parts.append(pre_tokenizers.Split(Regex(r"\A<(?=0x[0-9A-F]{2}>\z)"), behavior="isolated"))
+        if model.texts(BYTE):  # a part that spells a byte's name must not be taken for that byte's piece
+            parts.append(pre_tokenizers.Split(Regex(r"\A<(?=0x[0-9A-F]{2}>\z)"), behavior="isolated"))
     if parts:
         made.pre_tokenizer = pre_tokenizers.Sequence(parts)
     made.decoder = _decoder(strip=model.rules.add_dummy_prefix)
@@ -119,14 +120,13 @@ def scored_merges(model: SentencePieceModel) -> Iterator[tuple[float, str, str]]
 def _unigram(model: SentencePieceModel) -> Any:
     from tokenizers import models
 
-    scores = [piece.score for piece in model.pieces if piece.type == NORMAL]
-    best, worst = max(scores), min(scores)
+    worst = min(piece.score for piece in model.pieces if piece.type == NORMAL)
     # The library knows no types of pieces: names of bytes and control tokens get a score below any way to spell them.
     never = 16 * (worst - 20.0)
 
     def score(piece: Piece) -> float:
-        if piece.type == USER_DEFINED:  # as SentencePiece scores it, so that it is nearly always taken whole
-            return float(len(piece.text.encode()) * best - 0.1)
+        if piece.type == USER_DEFINED:  # as SentencePiece 0.2.3 scores it, so that it is nearly always taken whole
+            return 0.1 * (len(piece.text.encode()) - 1)
         return piece.score if piece.type == NORMAL else never
 
     return models.Unigram(
