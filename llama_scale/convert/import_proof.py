@@ -31,6 +31,7 @@ from llama_scale.convert.source_model import SourceModel
 from llama_scale.convert.verify import REAL_PROMPTS, choose_layout, compare
 from llama_scale.convert.weights import Weights
 from llama_scale.errors import ConvertError
+from llama_scale.libraries import missing_message
 from llama_scale.spec.model import ModelShape
 from llama_scale.spec.nearby import some
 
@@ -55,8 +56,11 @@ def import_proof(
         ``ConvertError`` that says what differs.
 
     Raises:
-        ConvertError: ``max_ram_bytes`` is too little, or the folder cannot be read.
+        ConvertError: A library is missing, ``max_ram_bytes`` is too little, or the folder cannot be read.
     """
+    missing = missing_message("the proof of an import runs the sharded model and needs", "megatron", "transformers")
+    if missing:
+        raise ConvertError(f"{missing}; or leave the proof out with --no-verify")
     if max_ram_bytes is not None:
         _check_ram(source, layout=layout, limit=max_ram_bytes)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llama_scale.convert.import_proof import import_proof
+from llama_scale.convert.shards import Layout
 from llama_scale.convert.source_model import SourceModel
 from llama_scale.errors import ConvertError
 from tests.unit.convert.tiny import Tiny
@@ -78,3 +81,10 @@ def test_numbers_that_logits_may_not_show_are_compared(tmp_path):
         "max_position_embeddings is 64 in transformers' model and 32 in the sharded one",
         "RoPE's frequencies are others in transformers' model than in the sharded one",
     )
+
+
+def test_the_proof_says_what_it_needs_before_anything_is_copied(tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "megatron" else real(name))
+    with pytest.raises(ConvertError, match=r"runs the sharded model and needs megatron, not installed .*--no-verify"):
+        import_proof(tmp_path, layout=Layout())
