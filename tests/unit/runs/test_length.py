@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,16 @@ def tasks_spec(folder: Path) -> Path:
     )
 
 
+@pytest.fixture
+def own_log_level() -> Iterator[None]:
+    """Give back the log level that the process of ``count_rows`` sets for itself."""
+    logger = logging.getLogger("llama_scale")
+    before = logger.level
+    yield
+    logger.setLevel(before)
+
+
+@pytest.mark.usefixtures("own_log_level")
 def test_rows_of_tasks_are_counted_after_packing_and_made_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
