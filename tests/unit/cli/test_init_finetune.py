@@ -1,4 +1,4 @@
-"""`init --task`: the spec validates, its numbers follow from the data, what cannot be fine-tuned is refused at once."""
+"""`init --task`: the spec validates, and its numbers follow from data, model and machine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from llama_scale.cli.root import app
 from llama_scale.data.examples import Example
 from llama_scale.data.survey import survey
-from llama_scale.errors import DataError, SpecError
 from llama_scale.extensions import discover
 from llama_scale.extensions.api import ADAPTERS, TASKS
 from llama_scale.extensions.examples import read_all
@@ -26,54 +22,12 @@ from llama_scale.spec.length import any_length
 from llama_scale.spec.load import load_spec
 from llama_scale.spec.presets import PRESETS
 from llama_scale.spec.run import RunSpec
-from tests.task_tokenizer import write_tokenizer
-
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 512,
-    "max_position_embeddings": 1024,
-}
-QUESTION, ANSWER = "Where is it?", "At 7 Tannery Lane."
+from tests.unit.cli.finetuning import ANSWER, CONFIG, call_init, rows_of, write_folder, write_rows
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Return a folder that looks like a model's: `init` reads no weights."""
-    folder = write_tokenizer(tmp_path / "my model")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    return folder
-
-
-def rows_of(form: str, count: int) -> list[dict[str, Any]]:
-    """Return conversations in one of the three forms."""
-    rows: list[dict[str, Any]] = []
-    for number in range(count):
-        question = f"{number}: {QUESTION}"
-        rows.append(
-            {
-                "messages": {
-                    "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": ANSWER}]
-                },
-                "sharegpt": {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": ANSWER}]},
-                "alpaca": {"instruction": question, "input": "" if number % 2 else "now", "output": ANSWER},
-            }[form]
-        )
-    return rows
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def call_init(*words: str | Path) -> Any:
-    return CliRunner().invoke(app, ["init", *map(str, words)])
+    return write_folder(tmp_path / "my model")
 
 
 def written(target: Path, *words: str | Path) -> RunSpec:
@@ -223,90 +177,6 @@ def test_options_of_task_and_adapter_are_taken_over(tmp_path: Path, model: Path)
     spec = written(tmp_path / "run.yaml", *words, "--task-option", "system=Be brief.")
 
     assert (spec.tasks[0].options["system"], spec.adapters[0].options["rank"]) == ("Be brief.", 4)
-
-
-REFUSALS: dict[str, tuple[tuple[str, ...], int, str]] = {
-    "unknown task": (("--task", "stf"), 2, "did you mean 'sft'?"),
-    "unknown adapter": (("--task", "sft", "--adapter", "lorra"), 2, "did you mean 'lora'?"),
-    "unknown engine": (("--engine", "megatorn"), 2, "did you mean 'megatron'?"),
-    "no data": (("--task", "sft"), 2, "--data chat.jsonl"),
-    "adapter alone": (("--adapter", "lora"), 2, "needs --task"),
-    "data alone": (("--data", "chat.jsonl"), 2, "needs --task"),
-    "adapter options alone": (("--task", "sft", "--adapter-option", "rank=4"), 2, "needs --adapter"),
-    "missing file": (("--task", "sft", "--data", "no.jsonl"), 5, "no.jsonl does not exist"),
-    "empty file": (("--task", "sft", "--data", "empty.jsonl"), 5, "holds no rows"),
-    "no conversation": (("--task", "sft", "--data", "text.jsonl"), 5, "text.jsonl:1"),
-    "no such field": (("--task", "summarization", "--data", "text.jsonl"), 5, "by --task-option NAME=VALUE"),
-    "not JSON": (("--task", "sft", "--data", "options.jsonl"), 5, "each line must be one JSON object"),
-    "option without value": (("--task", "sft", "--data", "chat.jsonl", "--task-option", "x"), 3, "write KEY=VALUE"),
-    "unknown option": (
-        ("--task", "sft", "--data", "chat.jsonl", "--task-option", "sytem=x"),
-        3,
-        "--task-option sytem: unknown key 'sytem'; did you mean 'system'?",
-    ),
-    "unknown adapter option": (
-        ("--task", "sft", "--data", "chat.jsonl", "--adapter", "lora", "--adapter-option", "rnk=4"),
-        3,
-        "did you mean 'rank'?",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_be_fine_tuned_is_refused_with_the_remedy(
-    tmp_path: Path, model: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path / "chat.jsonl", rows_of("messages", 4))
-    write_rows(tmp_path / "text.jsonl", [{"text": "once", "title": "a"}])
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "options.jsonl").write_text("[1\n")
-    words, status, message = REFUSALS[name]
-
-    result = call_init("--model", model, *words, "-o", "run.yaml")
-
-    text = str(result.exception) if result.exit_code == 1 else " ".join(result.stderr.split())
-    assert message in text
-    assert getattr(result.exception, "exit_code", result.exit_code) == status
-    assert not (tmp_path / "run.yaml").exists()
-
-
-def test_presets_have_no_weights_to_fine_tune(tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "chat.jsonl", rows_of("messages", 4))
-
-    result = call_init("--model", "llama-3.1-8b", "--task", "sft", "--adapter", "lora", "--data", data)
-
-    assert result.exit_code == 2
-    assert "meta-llama/Llama-3.1-8B" in result.stderr and "give --model its folder" in " ".join(result.stderr.split())
-
-
-def test_names_of_the_hub_are_told_from_folders(tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "chat.jsonl", rows_of("messages", 4))
-
-    result = call_init("--model", "someone/a-model", "--task", "sft", "--adapter", "lora", "--data", data)
-
-    assert result.exit_code == 2
-    assert "hf download someone/a-model --local-dir a-model, then --model a-model" in " ".join(result.stderr.split())
-
-
-@pytest.mark.parametrize(
-    ("file", "error", "message"),
-    [
-        ("model.safetensors", SpecError, "holds no weights"),
-        ("tokenizer.json", SpecError, "has no tokenizer.json"),
-        ("tokenizer_config.json", DataError, "no chat template"),
-    ],
-)
-def test_folder_without_what_a_conversation_needs(
-    tmp_path: Path, model: Path, file: str, error: type[Exception], message: str
-) -> None:
-    data = write_rows(tmp_path / "chat.jsonl", rows_of("messages", 4))
-    (model / file).unlink()
-
-    result = call_init("--model", model, "--task", "sft", "--adapter", "lora", "--data", data)
-
-    assert isinstance(result.exception, error)
-    assert message in str(result.exception)
 
 
 def test_init_imports_nothing_heavy(tmp_path: Path, model: Path) -> None:
