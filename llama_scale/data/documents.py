@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import io
@@ -125,6 +126,12 @@ def unpacked(path: Path, raw: BinaryIO) -> BinaryIO:
     return io.BufferedReader(gzip.GzipFile(fileobj=raw)) if path.suffix.lower() == ".gz" else raw
 
 
+def conversion(data: bytes) -> str:
+    """Return how to make UTF-8 of a file, by the bytes that are none; UTF-16 tells itself by its first two."""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
+    return f"convert the file, for example with: iconv -f {encoding} -t utf-8"
+
+
 @contextmanager
 def named_faults(path: Path, line: Callable[[], int]) -> Iterator[None]:
     """Turn faults of file, compression and encoding into messages that name file and line.
@@ -141,7 +148,7 @@ def named_faults(path: Path, line: Callable[[], int]) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}:{line()}: byte 0x{error.object[error.start]:02x} at column {error.start + 1} is no UTF-8; "
-            f"convert the file, for example with: iconv -f latin1 -t utf-8"
+            f"{conversion(error.object)}"
         ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}:{line() + 1}: the gzip data is cut off or damaged ({error}); copy it again") from error

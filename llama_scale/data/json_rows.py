@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llama_scale.data.documents import UNIQUE_KEYS, check_text, named_faults, unpacked
+from llama_scale.data.documents import UNIQUE_KEYS, check_text, conversion, named_faults, unpacked
 from llama_scale.errors import DataError
 
 MOST_CHARACTERS = 64 * 2**20
@@ -134,8 +134,7 @@ class _Text:
         except UnicodeDecodeError as error:
             line = self.line + self._text.count("\n") + error.object.count(b"\n", 0, error.start)
             raise DataError(
-                f"{self._path}:{line}: byte 0x{error.object[error.start]:02x} is no UTF-8; convert the file, for "
-                "example with: iconv -f latin1 -t utf-8"
+                f"{self._path}:{line}: byte 0x{error.object[error.start]:02x} is no UTF-8; {conversion(error.object)}"
             ) from error
         self._ended = not found
         return not self._ended

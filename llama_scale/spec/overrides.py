@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import yaml
+
 from llama_scale.errors import Problem
 from llama_scale.spec.compose import ComposeError, compose
 from llama_scale.spec.nodes import MappingNode, Mark, Node, Path, ScalarNode, SequenceNode
@@ -72,7 +74,7 @@ def parse_override(text: str) -> Override:
     """Read ``a.b[0].c=value``; the value is YAML (a scalar, or a list or mapping in flow style).
 
     Raises:
-        OverrideError: no ``=``, a path that is not keys and indexes, a value that is not YAML.
+        OverrideError: no ``=``, a path that is not keys and indexes, a value that is not YAML or that a comment ends.
     """
     left, equals, right = text.partition("=")
     if not equals:
@@ -82,10 +84,22 @@ def parse_override(text: str) -> Override:
         value = compose(right)
     except ComposeError as error:
         raise OverrideError(text, error.problem.message, error.problem.hint, path) from error
+    if comment := _comment(right):
+        message = f"{comment!r} would be left out, as YAML takes '#' for a comment; put the value in double quotes"
+        raise OverrideError(text, message, "the quotes must reach llama-scale: --set 'section.key=\"a #b\"'", path)
     mark = Mark(override=text)
     if value is None:
         value = ScalarNode(value=None, mark=mark)
     return Override(text=text, path=path, value=_remark(value, mark))
+
+
+def _comment(value: str) -> str:
+    """Return the comment behind a value; a text such as ``Be brief. #1 rule`` must not lose its end in silence."""
+    document = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
+    events = yaml.parse(value, Loader=yaml.SafeLoader)
+    end = max((event.end_mark.index for event in events if not isinstance(event, document)), default=0)
+    rest = value[end:].strip()
+    return rest if rest.startswith("#") else ""
 
 
 def _parse_path(text: str, left: str) -> Path:
@@ -147,5 +161,6 @@ def _replace(node: Node | None, override: Override, *, depth: int) -> Node:
 
 
 def _not_a(override: Override, depth: int, kind: str) -> OverrideError:
-    parent = Problem(path=override.path[:depth], message="").dotted
-    return OverrideError(override.text, f"{parent} is not a {kind}", "set the whole value", override.path[:depth])
+    parent, part = Problem(path=override.path[:depth], message="").dotted, str(override.path[depth])
+    hint = f"write {parent}[{part}] for an item of a list" if part.isdecimal() else "set the whole value"
+    return OverrideError(override.text, f"{parent} is not a {kind}", hint, override.path[:depth])

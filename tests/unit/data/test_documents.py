@@ -78,6 +78,13 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
         read(tmp_path / "a.txt")
 
 
+def test_utf_16_is_named_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"text": "one"}\n'.encode("utf-16"))
+
+    with pytest.raises(DataError, match=r"a.jsonl:1: byte 0xff at column 1 .* iconv -f utf-16 -t utf-8"):
+        read(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no gzip"])
 def test_damaged_gzip_is_named(tmp_path: Path, damage: str) -> None:
     content = bytearray(gzip.compress(b"".join(b"%d\n" % (i * 7919) for i in range(2000)), mtime=0))

@@ -73,6 +73,7 @@ def test_a_json_file_may_hold_an_object_a_line(tmp_path: Path) -> None:
         (b'[{"a": 1}, {"b": tru', r"a\.json:1: the object that begins here is no JSON"),
         (b"[" + b'{"a": [' * 1 + b"[" * 100_000, r"a\.json:1: the object that begins here is nested too deep"),
         (b'[\n\n{"a": "\xff"}]', r"a\.json:3: byte 0xff is no UTF-8; convert the file"),
+        ('[{"a": 1}]'.encode("utf-16"), r"a\.json:1: byte 0xff is no UTF-8; .* iconv -f utf-16 -t utf-8"),
         (b'[{"a": "\xc3', r"a\.json:1: byte 0xc3 is no UTF-8"),
         (b'[{"a": "\\ud800"}]', r"a\.json:1: .* is half of a surrogate pair"),
         (b'[\n{"a": 1, "a": 0}]', r"a\.json:2: the key 'a' stands twice in one object"),

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llama_scale.errors import SpecError
 from llama_scale.spec.compose import compose
 from llama_scale.spec.load import check_file, check_text, dump_spec, load_spec, spec_digest
+from llama_scale.spec.overrides import parse_override
 from tests.unit.spec.documents import INLINE, document
 
 GOOD_TEXT = """\
@@ -159,6 +161,10 @@ def test_all_errors_come_at_once_with_places_and_suggestions() -> None:
         ("[0]=3", "is not a field path"),
         ("data.blend[5].path=x", "index 5 is beyond the list's 2 items"),
         ("name.x=3", "name is not a mapping"),
+        ("data.blend.0.path=x", "data.blend is not a mapping"),
+        ("name=run #1", "'#1' would be left out"),
+        ("name=#1", "'#1' would be left out"),
+        ("name='run' # 1", "'# 1' would be left out"),
         ("name[0]=3", "name is not a list"),
         ("train.steps={", "not valid YAML"),
         ("train.steps=ten", "from --set train.steps=ten"),
@@ -168,6 +174,16 @@ def test_all_errors_come_at_once_with_places_and_suggestions() -> None:
 def test_problems_of_set_name_the_argument(override: str, message: str) -> None:
     found = lines(GOOD_TEXT, override)
     assert any(message in line and f"--set {override}" in line for line in found), found
+
+
+def test_a_list_item_written_with_a_dot_gets_the_form_with_brackets() -> None:
+    (problem,) = check_text(GOOD_TEXT, name="x", folder="/s", overrides=["data.blend.0.path=x"], env=ENV).problems
+    assert problem.hint == "write data.blend[0] for an item of a list"
+
+
+@pytest.mark.parametrize("value", ["a#b", '"a #b"', "'a #b'", "{b: 'a #b', c: [x, '#']}", "", "|-\n  a #b"])
+def test_hash_signs_that_begin_no_comment_are_a_part_of_the_value(value: str) -> None:
+    assert parse_override(f"k={value}").value.data() == yaml.safe_load(value)
 
 
 def test_set_replaces_appends_and_creates_without_touching_aliases() -> None:
