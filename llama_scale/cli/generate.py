@@ -26,6 +26,10 @@ def generate(
         Path | None, typer.Option(help="Text file with one prompt a line; - is standard input.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt into the tokenizer's chat template.")] = False,
+    system: Annotated[
+        str | None,
+        typer.Option(help="With --chat: the system message. Default: the option system of the run's only task sft."),
+    ] = None,
     who: Annotated[
         str | None,
         typer.Option("--with", help="base, an adapter's name or mixture. Default: the mixture, or the only adapter."),
@@ -54,6 +58,8 @@ def generate(
         missing="no prompt is given; use --prompt TEXT (repeatable) or --prompts-file FILE",
         error=ConvertError,
     )
+    if system is not None and not chat:
+        raise ConvertError("--system is a message of a conversation and goes with --chat; add --chat, or leave it out")
     if top_p == 0.0:
         raise ConvertError("--top-p 0 leaves no token to choose from; use a value above 0, or --temperature 0")
     from llama_scale.evaluation.answering import Sampling, answering  # lazy: keeps torch out of --help
@@ -66,7 +72,11 @@ def generate(
         if who is not None:
             made.choose(who, task=None)
         say(f"{source.folder}: {made.model.parameters:,} parameters")
-        completions = complete(made.model, made.text_tokenizer(), prompts, max_new_tokens=max_new_tokens, chat=chat)
+        if chat and system is None and (system := made.trained_system()) is not None:
+            say(f"system message of the run's task: {system}")
+        completions = complete(
+            made.model, made.text_tokenizer(), prompts, max_new_tokens=max_new_tokens, chat=chat, system=system
+        )
     if as_json:
         emit_json([c.to_data() for c in completions])
         return

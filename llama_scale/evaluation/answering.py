@@ -77,6 +77,12 @@ class Answering:
         require_text_tokenizer(self.source.folder)
         return TaskTokenizer(self.source.folder, trust_code=self.trust_code)
 
+    def trained_system(self) -> str | None:
+        """Return the system message that the run's only task of kind ``sft`` puts in front of conversations, if any."""
+        tasks = [] if self.source.spec is None else [task for task in self.source.spec.tasks if task.kind == "sft"]
+        found = tasks[0].options.get("system") if len(tasks) == 1 else None
+        return found if isinstance(found, str) else None
+
     def choose(self, who: str, *, task: str | None) -> str:
         """Let somebody answer from now on; returns the name.
 

@@ -31,7 +31,13 @@ class Completion:
 
 
 def complete(
-    model: AssembledModel, tokenizer: TaskTokenizer, prompts: Sequence[str], *, max_new_tokens: int, chat: bool = False
+    model: AssembledModel,
+    tokenizer: TaskTokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    chat: bool = False,
+    system: str | None = None,
 ) -> list[Completion]:
     """Complete each prompt.
 
@@ -41,11 +47,12 @@ def complete(
         prompts: Texts.
         max_new_tokens: Most tokens to add.
         chat: Each prompt is what a user says in a conversation, put into the tokenizer's chat template.
+        system: With ``chat``: the system message in front of each prompt.
 
     Raises:
         ConvertError: A prompt has no tokens, leaves no room in the model's context, or there is no chat template.
     """
-    ids = [_encode(tokenizer, prompt, chat=chat) for prompt in prompts]
+    ids = [_encode(tokenizer, prompt, chat=chat, system=system) for prompt in prompts]
     for prompt, tokens in zip(prompts, ids, strict=True):
         if not tokens:
             raise ConvertError(f"the prompt {prompt!r} has no tokens; write at least one word")
@@ -61,11 +68,12 @@ def complete(
     ]
 
 
-def _encode(tokenizer: TaskTokenizer, prompt: str, *, chat: bool) -> list[int]:
+def _encode(tokenizer: TaskTokenizer, prompt: str, *, chat: bool, system: str | None) -> list[int]:
     if not chat:
         return [*tokenizer.start_ids, *tokenizer.encode(prompt)]
     try:
-        text = tokenizer.chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        first = [] if system is None else [{"role": "system", "content": system}]
+        text = tokenizer.chat([*first, {"role": "user", "content": prompt}], add_generation_prompt=True)
     except DataError as error:
         raise ConvertError(f"--chat: {error}") from error
     return tokenizer.encode(text)

@@ -97,7 +97,8 @@ def _comment(value: str) -> str:
     """Return the comment behind a value; a text such as ``Be brief. #1 rule`` must not lose its end in silence."""
     document = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, yaml.DocumentEndEvent)
     events = yaml.parse(value, Loader=yaml.SafeLoader)
-    end = max((event.end_mark.index for event in events if not isinstance(event, document)), default=0)
+    marks = [event.end_mark for event in events if not isinstance(event, document)]
+    end = max((mark.index for mark in marks if mark is not None), default=0)
     rest = value[end:].strip()
     return rest if rest.startswith("#") else ""
 

@@ -19,6 +19,7 @@ from llama_scale.cli.generate import app as generate_app
 from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.import_hf import import_hf
 from llama_scale.convert.shards import Layout
+from llama_scale.evaluation.assembled import AssembledModel
 from tests.unit.convert.lines import CHAT, OTHER, SPECIAL, TEXT_END, TURN_END, VOCAB, make_run, write_folder
 
 UNION = {9: "the origin's config", OTHER: "its generation_config", TEXT_END: "the tokenizer", TURN_END: "trained turns"}
@@ -33,7 +34,7 @@ def chat_prompt(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
-def rigged_run(folder: Path, stop: int, *, chat: bool = True) -> Path:
+def rigged_run(folder: Path, stop: int, *, chat: bool = True, **options: str) -> Path:
     """Make a fully fine-tuned run whose model answers WORD, WORD + 1 and a token, and then goes on."""
     write_folder(folder / "probe")
     tokenizer = AutoTokenizer.from_pretrained(folder / "probe")
@@ -49,7 +50,7 @@ def rigged_run(folder: Path, stop: int, *, chat: bool = True) -> Path:
         json.dumps({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}) + "\n"
     )
     data = {"kind": "split_files", "train": str(folder / "rows.jsonl"), "test": str(folder / "rows.jsonl")}
-    task = CHAT | {"options": {"data": data, "max_new_tokens": 6}}
+    task = CHAT | {"options": {"data": data, "max_new_tokens": 6, **options}}
     make_run(folder / "run", folder / "ck", init_from=folder / "ck", tokenizer=source, tasks=(task,))
     return folder / "run"
 
@@ -80,6 +81,26 @@ def test_a_text_ends_where_transformers_ends_it(tmp_path, stop):
     new = [token for token in expected if token not in UNION]
     assert said["tokens"] == new
     assert json.loads((tmp_path / "said.jsonl").read_text())["prediction"] == tokenizer.decode(new).strip()
+
+
+def test_a_conversation_is_asked_with_the_system_message_that_was_trained(tmp_path, monkeypatch):
+    run = rigged_run(tmp_path, TURN_END, system="Be brief.")
+    asked = []
+    generate = AssembledModel.generate
+
+    def recorded(self, prompts, **settings):
+        asked.extend(prompts)
+        return generate(self, prompts, **settings)
+
+    monkeypatch.setattr(AssembledModel, "generate", recorded)
+    call(generate_app, run, "--prompt", "x", "--chat")
+    call(generate_app, run, "--prompt", "x", "--chat", "--system", "Be long.")
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "source")
+    turns = [[{"role": "system", "content": s}, {"role": "user", "content": "x"}] for s in ("Be brief.", "Be long.")]
+    assert asked == [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=False) for t in turns]
+    refused = CliRunner().invoke(generate_app, [str(run), "--prompt", "x", "--system", "s"])
+    assert "goes with --chat" in str(refused.exception)
 
 
 def test_a_text_without_a_template_ends_there_too(tmp_path):
