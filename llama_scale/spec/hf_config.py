@@ -38,6 +38,7 @@ _FIXED: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("quantization_config", (None,), "quantized weights cannot be trained; use the unquantized model"),
     ("sliding_window", (None,), "attention sees the whole context here"),
     ("attention_chunk_size", (None,), "attention sees the whole context here"),
+    ("is_causal", (True,), "a token sees nothing behind it here"),
     ("per_layer_config", (None, {}), "all layers are alike here"),
     ("configuration_files", (), "transformers reads another file then; rename the one that is meant to config.json"),
 )

@@ -115,6 +115,7 @@ ODD: dict[str, list[Any]] = {
     "torch_dtype": ["auto", "torch.bfloat16", "none", 3],
     "partial_rotary_factor": [0.5, None, True, 1],
     "original_max_position_embeddings": [None, 16, 32],
+    "is_causal": [False, None, True],
     "layer_types": [["sliding_attention"], ["full_attention"], None, "x"],
     "per_layer_config": [{"0": {"intermediate_size": 3}}, {}],
     "quantization_config": [{"bits": 4}],
@@ -224,6 +225,7 @@ def transformers_reading(folder: Path) -> Reading | None:
         "dropout": layer.self_attn.attention_dropout or 0,
         "whole_heads": 2 * rotary.inv_freq.numel() == layer.self_attn.head_dim,
         "windows": getattr(config, "sliding_window", None),
+        "causal": bool(getattr(config, "is_causal", True)),  # as its masking_utils reads it
         "alike": len({m.mlp.gate_proj.out_features for m in model.model.layers}) == 1,
     }
     return Reading(

@@ -60,6 +60,7 @@ def our_reading(folder: Path) -> Reading | None:
             "tied": shape.tie_word_embeddings,
             # What this package's model is, whatever it is built for.
             "biases": False, "silu": True, "dropout": 0, "whole_heads": True, "windows": None, "alike": True,
+            "causal": True,
         },
         inverse_frequencies=torch.tensor(_frequencies(found), dtype=torch.float32),
         attention_scaling=1.0,
@@ -189,6 +190,8 @@ REFUSED = {
     r"dtype is 'auto', not one of float32": {"dtype": "auto"},
     r"attention_dropout is 0\.1: attention has no dropout here": {"attention_dropout": 0.1},
     r"sliding_window is 4096: attention sees the whole context": {"sliding_window": 4096},
+    r"is_causal is false: a token sees nothing behind it here": {"is_causal": False},
+    r"is_causal is null: a token sees nothing behind it here": {"is_causal": None},
     r"layer_types is \['sliding_attention'\]: all 1 layers have 'full_attention'": {
         "layer_types": ["sliding_attention"]
     },
