@@ -188,8 +188,9 @@ def _with_own_tokenizer(found: Origin, spec: RunSpec, *, is_start: bool) -> Orig
         return replace(found, tokenizer=tokenizer)
     if is_start:
         return replace(found, missing=found.missing or str(tokenizer))
+    near = "" if found.tokenizer is None else f" ({found.tokenizer} came with the weights)"
     raise ConvertError(
-        f"the run's tokenizer {tokenizer} does not exist any more; restore it or give another with --tokenizer"
+        f"the run's tokenizer {tokenizer} does not exist any more; restore it or give another with --tokenizer{near}"
     )
 
 

@@ -225,10 +225,17 @@ def _bases_of(folder: Path, manifest: Manifest) -> Path:
 
 
 def _imported(source: Path, folder: Path, manifest: Manifest) -> Path:
-    """Return the imported weights of a Hugging Face folder that is, or was, the base of a checkpoint."""
-    from llama_scale.convert.base_import import import_base  # lazy: its proof reads checkpoints through this module
+    """Return the imported weights of a Hugging Face folder that is, or was, the base of a checkpoint.
+
+    Raises:
+        ConvertError: The folder that the checkpoint's run started from has changed, or cannot be imported.
+    """
+    from llama_scale.convert.base_import import import_again, import_base  # lazy: its proof reads checkpoints here
 
     stages = manifest.topology.pp_size
     counts = even_stage_layers(manifest.shape.num_layers, pp_size=stages)
     layout = Layout(tp_size=manifest.topology.tp_size, pp_size=stages, stage_layers=counts)
-    return import_base(source, _bases_of(folder, manifest), layout=layout).folder
+    bases, start = _bases_of(folder, manifest), manifest.started_from
+    if start is not None and start.digest is not None and source == Path(start.path or ""):
+        return import_again(start, bases, layout=layout).folder
+    return import_base(source, bases, layout=layout).folder

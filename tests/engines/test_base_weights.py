@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from llama_scale.checkpoint.bases import bases_in
 from llama_scale.checkpoint.manifest import StartRecord
+from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.start import describe_start, ensure_weights
+from llama_scale.errors import ConvertError
 from llama_scale.plan.run_plan import make_plan
 from llama_scale.runs.folder import RunFolder
 from llama_scale.spec.load import dump_spec, load_run_spec, load_spec
@@ -175,6 +179,15 @@ def test_a_run_goes_on_without_its_source(tmp_path: Path, monkeypatch: pytest.Mo
     assert loss_of_peft(run, tmp_path, monkeypatch) == pytest.approx(_losses(run)[1], rel=1e-5)
 
     _check_named(run, start)
+
+    # Without the copy, an export imports the folder again, if it is still what the adapter was trained on.
+    shutil.rmtree(bases_in(tmp_path / "runs"))
+    config = json.loads((tmp_path / "elsewhere" / "config.json").read_text())
+    (tmp_path / "elsewhere" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    (tmp_path / "elsewhere").rename(source)
+    with pytest.raises(ConvertError, match="has changed since: its digest is"):
+        export_hf(run.checkpoints / "step-00000002", tmp_path / "merged", merge=True)
+    assert not (tmp_path / "merged").exists()
 
 
 def loss_of_peft(run: RunFolder, root: Path, monkeypatch: pytest.MonkeyPatch) -> float:
