@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama_scale.convert.export_hf import export_hf
 from llama_scale.convert.proof import TOLERANCE
@@ -58,9 +58,12 @@ def test_import_export_and_greedy_generation_equal_transformers(smollm2, tmp_pat
     model, tokenizer = AssembledModel(tmp_path / "out"), TaskTokenizer(tmp_path / "out")
     completions = complete(model, tokenizer, prompts, max_new_tokens=4)
     assert completions[0].text.startswith(" Paris")
-    peer = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    peer, theirs = (
+        AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(smollm2),
+    )
     for prompt, completion in zip(prompts, completions, strict=True):
-        ids = tokenizer(prompt, return_tensors="pt")
+        ids = theirs(prompt, return_tensors="pt")
         generated = peer.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1] :]
         assert list(completion.tokens) == generated.tolist()
 
